@@ -1,0 +1,3 @@
+"""PIPA (Prior-Informed Preference Alignment) as a plugin on OpenRLHF."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,172 @@
+"""Refuse flags that cannot work, before anything heavy is imported or loaded."""
+
+import importlib.util
+import os
+from types import SimpleNamespace
+
+from pipa_openrlhf.errors import UserError
+
+_POSITIVE = (
+    "train.batch_size",
+    "train.micro_batch_size",
+    "train.max_epochs",
+    "data.max_len",
+    "data.max_samples",
+    "logger.logging_steps",
+    "ckpt.max_num",
+    "value.hidden_size",
+)
+_NOT_NEGATIVE = (
+    "adam.lr",
+    "value.lr",
+    "pipa.sft_coef",
+    "ds.lora.rank",
+    "ds.lora.dropout",
+    "max_norm",
+    "lr_warmup_ratio",
+    "min_lr_ratio",
+    "model.aux_loss_coef",
+    "adam.weight_decay",
+    "adam.eps",
+    "data.dataloader_num_workers",
+)
+_DPO_ONLY = ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef")
+_NO_EFFECT = ("ref.offload", "ds.use_universal_ckpt")
+
+
+def check_training(args: SimpleNamespace, say=print) -> None:
+    """Check the flags of a training module; note those without effect.
+
+    Raises:
+        UserError: one line naming the flag and the way out.
+    """
+    flat = args.flat
+    for name in _POSITIVE:
+        if flat.get(name) is not None and flat[name] < 1:
+            raise UserError(f"--{name} must be at least 1, got {flat[name]}")
+    for name in _NOT_NEGATIVE:
+        if flat.get(name) is not None and not flat[name] >= 0:
+            raise UserError(f"--{name} must not be negative, got {flat[name]}")
+    for name in ("ckpt.save_steps", "eval.steps"):
+        if flat[name] != -1 and flat[name] < 1:
+            raise UserError(f"--{name} must be -1 or at least 1, got {flat[name]}")
+    if args.ds.zero_stage not in (0, 1, 2, 3):
+        raise UserError(f"--ds.zero_stage must be 0, 1, 2 or 3, got {args.ds.zero_stage}")
+    if not args.ds.lora.dropout < 1:
+        raise UserError(f"--ds.lora.dropout must be below 1, got {args.ds.lora.dropout}")
+    if args.ds.lora.rank > 0 and args.ds.lora.alpha < 1:
+        raise UserError(f"--ds.lora.alpha must be at least 1, got {args.ds.lora.alpha}")
+    if args.ckpt.merge_lora and not args.ds.lora.rank:
+        raise UserError("--ckpt.merge_lora needs LoRA: give --ds.lora.rank, or leave it out for full fine-tuning")
+    if args.ckpt.overwrite and args.ckpt.load_enable:
+        raise UserError("--ckpt.overwrite deletes the run that --ckpt.load_enable would resume: give one of them")
+    _check_model(args)
+    check_data(args)
+    _check_objective(args)
+    _check_hardware_flags(args)
+    for name in _DPO_ONLY + _NO_EFFECT:
+        if name in args.given and flat[name] != _default(args.module, name):
+            say(f"--{name} has no effect in {args.module}")
+
+
+def check_data(args: SimpleNamespace) -> None:
+    """Check the data flags that every module shares."""
+    if not args.data.dataset:
+        raise UserError("--data.dataset is missing: give a file, a folder or a hub name")
+    if args.data.dataset_probs is not None:
+        _check_probabilities(args.data.dataset, args.data.dataset_probs)
+    if not -1 <= args.data.step_threshold <= 1:
+        raise UserError(f"--data.step_threshold must be between -1 and 1, got {args.data.step_threshold}")
+    if args.data.tokenizer_chat_template and not args.data.apply_chat_template:
+        raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
+    if args.use_ms and importlib.util.find_spec("modelscope") is None:
+        raise UserError("--use_ms needs the modelscope package: pip install modelscope")
+
+
+def _check_probabilities(datasets: str, text: str) -> None:
+    try:
+        probabilities = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--data.dataset_probs must be numbers with commas between, got {text!r}") from None
+    if len(probabilities) != len(datasets.split(",")):
+        raise UserError(
+            f"--data.dataset_probs has {len(probabilities)} numbers for {len(datasets.split(','))} data sets"
+        )
+    if min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
+        raise UserError(f"--data.dataset_probs must not be negative and must sum to 1, got {text}")
+
+
+def _check_model(args: SimpleNamespace) -> None:
+    if not args.model.model_name_or_path:
+        raise UserError("--model.model_name_or_path is missing: give a hub name, a folder or an adapter folder")
+    _check_path(args.model.model_name_or_path, "model.model_name_or_path")
+    if args.module == "train_sft":
+        return
+    if args.ref.model_name_or_path:
+        if args.prior.model_name_or_path not in (None, args.ref.model_name_or_path):
+            raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
+        args.prior.model_name_or_path = args.ref.model_name_or_path
+    if args.prior.model_name_or_path:
+        _check_path(args.prior.model_name_or_path, "prior.model_name_or_path")
+
+
+def _check_path(path: str, name: str) -> None:
+    """A path that looks local must hold a model or an adapter; anything else is left to the hub."""
+    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    if os.path.isdir(path):
+        if not any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"--{name} {path}: the folder has no config.json and no adapter_config.json")
+    elif looks_local or os.path.exists(path):
+        raise UserError(f"--{name} {path}: no such folder")
+
+
+def _check_objective(args: SimpleNamespace) -> None:
+    if args.module != "train_pipa":
+        return
+    fixed = args.pipa.fixed_value
+    if fixed is not None:
+        if not 0 < fixed < 1:
+            raise UserError(f"--pipa.fixed_value is a probability between 0 and 1, got {fixed}")
+        for name in ("value.hidden_size", "value.lr", "value.init_from"):
+            if args.flat[name] is not None:
+                raise UserError(f"--pipa.fixed_value replaces the value head: leave out --{name}")
+    if not 0 < args.pipa.clip_eps < 1:
+        raise UserError(f"--pipa.clip_eps must be between 0 and 1, got {args.pipa.clip_eps}")
+    if args.value.init_from is not None:
+        if args.value.hidden_size is not None:
+            raise UserError("--value.init_from brings its own size: leave out --value.hidden_size")
+        if not os.path.isfile(os.path.join(args.value.init_from, "value_head.safetensors")):
+            raise UserError(f"--value.init_from {args.value.init_from}: no value_head.safetensors there")
+    if args.optim == "muon" and args.value.lr is not None:
+        raise UserError("--value.lr needs --optim adam: Muon takes one list of parameters")
+
+
+def _check_hardware_flags(args: SimpleNamespace) -> None:
+    ds = args.ds
+    if ds.ring_attn_size > 1:
+        raise UserError("--ds.ring_attn_size above 1 is not supported: use ZeRO-3 and gradient checkpointing")
+    if ds.tensor_parallel_size > 1:
+        raise UserError("--ds.tensor_parallel_size above 1 is not supported: use --ds.zero_stage 3")
+    if ds.load_in_4bit:
+        _need_package("ds.load_in_4bit", "bitsandbytes")
+        if ds.param_dtype != "bf16":
+            raise UserError("--ds.load_in_4bit needs --ds.param_dtype bf16")
+        if not ds.lora.rank:
+            raise UserError("--ds.load_in_4bit needs LoRA: give --ds.lora.rank")
+        if ds.zero_stage == 3:
+            raise UserError("--ds.load_in_4bit needs --ds.zero_stage 2 or lower")
+    if ds.use_liger_kernel:
+        _need_package("ds.use_liger_kernel", "liger_kernel")
+    if args.optim == "muon" and args.ckpt.save_steps != -1 and not args.ckpt.disable_ds:
+        raise UserError("--optim muon cannot be checkpointed: leave out --ckpt.save_steps, or give --ckpt.disable_ds")
+
+
+def _need_package(flag: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--{flag} needs the {package} package and a CUDA device: pip install {package}")
+
+
+def _default(module: str, name: str):
+    from pipa_openrlhf.cli.args import build_parser
+
+    return build_parser(module).get_default(name)

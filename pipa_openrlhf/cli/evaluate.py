@@ -1,0 +1,61 @@
+"""Greedy accuracy of a model on a file of problems: one result a problem, and a summary with a 95 % interval."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.errors import UserError
+
+
+def main(args: SimpleNamespace) -> None:
+    from pipa_openrlhf.evaluation.results import RESULTS_FILE, one_line, summarise, write_summary
+    from pipa_openrlhf.generation.job import prepare_job, run_job
+    from pipa_openrlhf.generation.row_file import RowFile
+    from pipa_openrlhf.generation.sampling import SamplingSettings
+
+    folder = args.evaluate.output_dir
+    if folder is None:
+        raise UserError("--evaluate.output_dir is required")
+    _make_room(folder, args.evaluate.overwrite)
+    sampling = SamplingSettings(
+        max_new_tokens=args.evaluate.max_new_tokens,
+        batch_size=args.evaluate.batch_size,
+        seed=args.train.seed,
+    )
+    job = prepare_job(args, sampling)
+    description = job.description()
+    file = RowFile(os.path.join(folder, RESULTS_FILE), description)
+    run_job(job, file, _make_row, "evaluating")
+    summary = summarise(file.rows, description)
+    write_summary(folder, summary)
+    print(f"{one_line(summary)}: {folder}", flush=True)
+
+
+def _make_room(folder: str, overwrite: bool) -> None:
+    from pipa_openrlhf.evaluation.results import RESULTS_FILE, SUMMARY_FILE
+
+    if overwrite:
+        for name in (SUMMARY_FILE, RESULTS_FILE, f"{RESULTS_FILE}.settings.json"):
+            if os.path.exists(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+    elif os.path.exists(os.path.join(folder, SUMMARY_FILE)):
+        raise UserError(f"{folder} holds a finished evaluation: choose another folder, or give --evaluate.overwrite")
+
+
+def _make_row(problem, answer) -> dict:
+    from pipa_openrlhf.evaluation.grading import extract_answer, is_right
+
+    return {
+        "right": is_right(answer.text, problem.answer, answer.finished),
+        "predicted": extract_answer(answer.text),
+        "answer": problem.answer,
+        "question": problem.question,
+        "completion": answer.text,
+        "finished": answer.finished,
+        "num_tokens": answer.num_tokens,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "evaluate"))

@@ -1,0 +1,117 @@
+"""Look at data as training will see it: counts, lengths, what is dropped, and labels token by token.
+
+python -m pipa_openrlhf.cli.inspect_data --data.dataset data.jsonl --model.model_name_or_path TOKENIZER
+"""
+
+import os
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+
+from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.data.dataset import LoadedData, load_samples
+from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.errors import UserError
+
+PERCENTILES = (0, 50, 90, 99, 100)
+SHOWN_OF_EACH_LABEL = 2
+GREEN, RED, GREY, DIM, RESET = "\033[32m", "\033[31m", "\033[90m", "\033[2m", "\033[0m"
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(inspect, "inspect_data", argv)
+
+
+def inspect(args: SimpleNamespace) -> None:
+    """Print everything about the data that the flags describe."""
+    if not args.data.dataset:
+        raise UserError("--data.dataset is not given: name a file, a folder or a hub data set")
+    if not args.model.model_name_or_path:
+        raise UserError("--model.model_name_or_path is not given: name the model whose tokenizer is used")
+    from pipa_openrlhf.models.loading import load_tokenizer  # imports torch: flags are checked before
+
+    tokenizer = load_tokenizer(
+        args.model.model_name_or_path,
+        use_fast=not args.data.disable_fast_tokenizer,
+        trust_remote_code=args.model.trust_remote_code,
+    )
+    loaded = load_samples(
+        args, tokenizer, dataset=args.data.dataset, probs=args.data.dataset_probs, split=args.data.dataset_split
+    )
+    print()
+    print("\n".join(summary(loaded)))
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for sample in _examples(loaded.samples):
+        print()
+        print(f"{sample.where}: answer label {sample.answer_label}, {len(sample.input_ids)} tokens")
+        print(paint(sample, tokenizer, coloured))
+
+
+def summary(loaded: LoadedData) -> list[str]:
+    """Lines about the whole data set."""
+    samples = loaded.samples
+    right = sum(sample.answer_label for sample in samples)
+    masks = np.concatenate([sample.mask for sample in samples]).astype(bool)
+    labels = np.concatenate([sample.labels for sample in samples])[masks]
+    response = np.array([len(sample.labels) for sample in samples])
+    prompt = np.array([sample.prompt_len for sample in samples])
+    lines = [
+        f"answers   {loaded.num_records} read, {len(samples)} used, of {len({s.problem_id for s in samples})} problems",
+        f"labels    answers: {_share(right, len(samples))}; tokens: {_share(int(labels.sum()), len(labels))}",
+        f"masked    {int((~masks).sum())} response tokens outside every loss",
+        f"length    {'':10}" + "".join(f"{f'{p}%':>8}" for p in PERCENTILES),
+    ]
+    for name, lengths in (("prompt", prompt), ("response", response), ("total", prompt + response)):
+        lines.append(
+            f"          {name:10}" + "".join(f"{value:8.0f}" for value in np.percentile(lengths, PERCENTILES))
+        )
+    for reason, count in sorted(loaded.dropped.items(), key=lambda item: -item[1]):
+        lines.append(f"dropped   {count} {reason}")
+    return lines
+
+
+def _share(right: int, total: int) -> str:
+    return f"{right} right ({100 * right / max(total, 1):.1f} %), {total - right} wrong"
+
+
+def _examples(samples: list[Sample]) -> list[Sample]:
+    """The first few of each answer label, in data order."""
+    seen = {0: 0, 1: 0}
+    chosen = []
+    for sample in samples:
+        seen[sample.answer_label] += 1
+        if seen[sample.answer_label] <= SHOWN_OF_EACH_LABEL:
+            chosen.append(sample)
+    return chosen
+
+
+def paint(sample: Sample, tokenizer, coloured: bool) -> str:
+    """The sample's text with the label of every token: in colour, or with a mark before each stretch."""
+    painted, shown = "", ""
+    for start, end, step, label in stretches(sample):
+        # Decoding a stretch on its own would lose the spaces that some tokenizers put in front.
+        whole = tokenizer.decode(sample.input_ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text, shown = whole[len(shown) :].replace("\033", "\\033"), whole
+        if not coloured:
+            painted += {None: "[prompt]", -1: f"[step {step + 1}: masked]"}.get(label, f"[step {step + 1}: {label}]")
+            painted += text
+        else:
+            painted += {None: DIM, -1: GREY, 0: RED, 1: GREEN}[label] + text + RESET
+    return painted
+
+
+def stretches(sample: Sample) -> list[tuple[int, int, int, int | None]]:
+    """``(first token, end, step, label)`` of tokens that belong together; label None: the prompt, -1: masked."""
+    shown = np.where(sample.mask == 1, sample.labels, -1)
+    kinds = list(zip(sample.step_ids.tolist(), shown.tolist()))
+    edges = [index for index in range(len(kinds)) if index == 0 or kinds[index] != kinds[index - 1]] + [len(kinds)]
+    answer = [
+        (sample.prompt_len + start, sample.prompt_len + end, *kinds[start]) for start, end in pairwise(edges)
+    ]
+    return [(0, sample.prompt_len, 0, None), *answer] if sample.prompt_len else answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

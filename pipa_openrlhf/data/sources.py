@@ -1,0 +1,198 @@
+"""Files, folders and hub names to rows.
+
+JSON is parsed here, so that a message about a row can name its line. Everything else goes through OpenRLHF's own
+``blending_datasets``, one data set a call.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from pipa_openrlhf.data.json_rows import read_json_rows
+from pipa_openrlhf.errors import UserError
+
+Rows = list[tuple[str, dict]]
+
+_JSON = (".json", ".jsonl")
+_FILES = (".csv", ".parquet", ".arrow")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_TIMEOUT = 5  # seconds; the hub answers well within
+
+
+def read_rows(
+    dataset: str | None,
+    probs: str | None,
+    split: str,
+    max_samples: int,
+    seed: int,
+    use_ms: bool = False,
+    say: Callable[[str], None] = print,
+) -> Rows:
+    """``(where, row)`` of every row, in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+
+    Args:
+        dataset: files, folders or hub names, comma-separated.
+        max_samples: most rows of each data set, and of all together.
+
+    Raises:
+        UserError: a data set does not exist or cannot be read.
+    """
+    names = [name.strip() for name in (dataset or "").split(",")]
+    if not all(names):
+        raise UserError("--data.dataset is empty: give a file, a folder or a hub name")
+    if max_samples < 1:
+        raise UserError(f"--data.max_samples {max_samples}: must be at least 1")
+    weights = _parse_probs(probs, len(names))
+    sources = [_read_one(name, split, max_samples, use_ms, say) for name in names]
+    if weights is None:
+        return [row for rows in sources for row in rows][:max_samples]
+    return [sources[source][index] for source, index in interleave_order(sources, weights, seed)][:max_samples]
+
+
+def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list[tuple[int, int]]:
+    """``(source, row)`` in the order of ``datasets.interleave_datasets``, which OpenRLHF uses."""
+    from datasets import Dataset, interleave_datasets  # takes a second to import: only where it is needed
+
+    indices = [
+        Dataset.from_dict({"source": [number] * len(rows), "row": list(range(len(rows)))})
+        for number, rows in enumerate(sources)
+    ]
+    mixed = interleave_datasets(indices, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
+    return list(zip(mixed["source"], mixed["row"]))
+
+
+def _parse_probs(probs: str | None, num_sources: int) -> list[float] | None:
+    if probs is None:
+        return None
+    flag = f"--data.dataset_probs {probs}"
+    try:
+        weights = [float(weight) for weight in probs.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: give numbers with commas between them, such as 0.7,0.3") from None
+    if len(weights) != num_sources:
+        raise UserError(f"{flag}: {len(weights)} probabilities for {num_sources} data sets; give one for each")
+    # A data set of probability 0 would never be exhausted, and the interleaving never end.
+    if not all(weight > 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise UserError(f"{flag}: probabilities must be above 0 and add up to 1")
+    return weights
+
+
+def _read_one(name: str, split: str, max_samples: int, use_ms: bool, say: Callable[[str], None]) -> Rows:
+    if name.lower().endswith(_JSON) and "://" not in name:
+        rows = list(itertools.islice(read_json_rows(name), max_samples))
+    else:
+        rows = _read_with_openrlhf(name, split, max_samples, use_ms)
+    if not rows:
+        raise UserError(f"{name}: no rows; give a data set that has some")
+    say(f"{name}: {len(rows)} rows")
+    return rows
+
+
+def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
+    path = name.split("@")[0].strip()
+    _check_path(path)
+    if path.lower().endswith(_FILES + _JSON):
+        split = "train"  # the name that `datasets` gives to the only split of a file
+    is_remote = not os.path.exists(path) and "://" not in path and not use_ms
+    reachable = not is_remote or _hub_answers(path)
+    with _quiet(offline=not reachable):
+        try:
+            table = _load(name, split, max_samples, use_ms)
+        except UserError:
+            raise
+        except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if not reachable:
+                reason = "no such file or folder here, and the hub cannot be reached"
+            raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
+    return [(f"{name} row {number}", row) for number, row in enumerate(table, start=1)]
+
+
+def _load(name: str, split: str, max_samples: int, use_ms: bool):
+    """The wanted split; where it is missing, the only one there is."""
+    from pipa_openrlhf.distributed.upstream import blending_datasets
+
+    # Messages are ours: OpenRLHF's own print of every table adds nothing to them.
+    strategy = SimpleNamespace(
+        print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms, local_rank=-1)
+    )
+    try:
+        return blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
+    except AttributeError:
+        # What it raises when it selects rows of a DatasetDict, because the wanted split is not in it.
+        splits = _split_names(name)
+    if len(splits) != 1:
+        raise UserError(f"{name}: no split {split!r}, it has {', '.join(splits)}; choose one by --data.dataset_split")
+    return blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=splits[0])
+
+
+def _split_names(name: str) -> list[str]:
+    from datasets import get_dataset_split_names
+
+    path, _, data_dir = (part.strip() for part in name.partition("@"))
+    saved = os.path.join(path, "dataset_dict.json")
+    if os.path.isfile(saved):
+        with open(saved, encoding="utf-8") as file:
+            return json.load(file)["splits"]
+    return get_dataset_split_names(path, **({"data_dir": data_dir} if data_dir else {}))
+
+
+def _check_path(path: str) -> None:
+    """Say at once what can be said without the network."""
+    if path.endswith(".py") or os.path.isfile(os.path.join(path, f"{os.path.basename(path)}.py")):
+        raise UserError(f"{path}: data-set scripts are not run; convert the data to JSONL or Parquet")
+    if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"{path}: permission denied; check the folder's permissions")
+        if not any(files for _, _, files in os.walk(path)):
+            raise UserError(f"{path}: the folder is empty; put JSONL or Parquet files there")
+    elif os.path.isfile(path):
+        if not path.lower().endswith(_FILES):
+            raise UserError(f"{path}: unknown kind of file; give .jsonl, .json, .parquet, .csv or .arrow")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: permission denied; check the file's permissions")
+    elif "://" not in path and (path.lower().endswith(_FILES) or not _HUB_NAME.fullmatch(path)):
+        raise UserError(f"{path}: no such file or folder; check --data.dataset")
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub can be reached, without the half minute of retries that loading would spend on it.
+
+    Raises:
+        UserError: it can, and has no such data set.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT)
+    except RepositoryNotFoundError:
+        remedy = "check the name, or set HF_TOKEN if it is private"
+        raise UserError(f"{name}: no such file or folder here and no such data set on the hub; {remedy}") from None
+    except HfHubHTTPError:
+        pass  # it answered; loading will say what is wrong
+    except Exception:  # the network's own exceptions depend on the http library in use
+        return False
+    return True
+
+
+@contextmanager
+def _quiet(offline: bool):
+    """No progress bars; ``offline`` lets a data set that was downloaded before come from the cache at once."""
+    import datasets
+    from datasets.utils import are_progress_bars_disabled
+
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    had_bars = not are_progress_bars_disabled()
+    datasets.config.HF_HUB_OFFLINE = was_offline or offline
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+        if had_bars:
+            datasets.enable_progress_bars()

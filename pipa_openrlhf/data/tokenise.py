@@ -1,0 +1,195 @@
+"""Records to token ids and per-token labels, with exact boundaries between prompt, steps and masked text."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pipa_openrlhf.data.record import Dropped, Record
+from pipa_openrlhf.data.render import Piece, Rendered, Unusable, render
+from pipa_openrlhf.errors import UserError
+
+_CHUNK = 1024  # records a call of the tokenizer: it works in parallel on the texts of one call
+_PROMPT = -1  # stands for the step of a prompt token
+
+TOO_LONG = "longer than --data.max_len"
+STRADDLES = "boundary inside a token"
+NO_OFFSETS = "the slow tokenizer reports no boundaries (remove --data.disable_fast_tokenizer)"
+NO_TOKEN = "no unmasked response token"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised record; T response tokens, the last of them eos.
+
+    Attributes:
+        input_ids: int32 [prompt_len + T].
+        labels: int8 [T], c_t.
+        mask: int8 [T], m_t: 0 on text the model did not write, and on a first token that nothing precedes.
+        step_ids: int32 [T], step of each response token; eos is of the last step.
+    """
+
+    input_ids: np.ndarray
+    prompt_len: int
+    labels: np.ndarray
+    mask: np.ndarray
+    step_ids: np.ndarray
+    answer_label: int
+    problem_id: str
+    pair_id: int | None
+    where: str
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Token ids of prompt and answer without eos; ``steps`` is ``_PROMPT`` on the prompt."""
+
+    ids: list[int]
+    steps: list[int]
+    masked: list[bool]
+
+
+def tokenise(
+    records: list[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_len: int,
+    annotation: str = "answer",
+    step_separator: str = "\n",
+) -> tuple[list[Sample], Dropped]:
+    """Samples in the order of their records, and what was dropped.
+
+    Raises:
+        UserError: the tokenizer has no eos token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no eos token: set eos_token in its tokenizer_config.json")
+    samples, dropped = [], Dropped()
+    for start in range(0, len(records), _CHUNK):
+        usable = list(_render_all(records[start : start + _CHUNK], tokenizer, step_separator, dropped))
+        tokens = _tokenise_all([rendered for _, rendered in usable], tokenizer)
+        for (record, _), outcome in zip(usable, tokens):
+            sample = outcome if isinstance(outcome, str) else _sample(record, outcome, tokenizer, annotation)
+            reason = sample if isinstance(sample, str) else _reason_to_drop(sample, max_len)
+            if reason:
+                dropped.add(reason, record.where)
+            else:
+                samples.append(sample)
+    return samples, dropped
+
+
+def _render_all(records, tokenizer, step_separator, dropped: Dropped) -> Iterator[tuple[Record, Rendered]]:
+    for record in records:
+        try:
+            yield record, render(record, tokenizer, step_separator)
+        except Unusable as reason:
+            dropped.add(str(reason), record.where)
+
+
+def _tokenise_all(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
+    """Tokens of each text, or the reason why it has none."""
+    by_piece = _tokenise_by_piece(rendered, tokenizer)
+    # Tokenizers that add a space in front of every text, or lose spaces, do not survive being called piece by piece.
+    decoded = tokenizer.batch_decode(
+        [tokens.ids for tokens in by_piece], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    outcomes: list[_Tokens | str] = list(by_piece)
+    changed = [index for index, text in enumerate(decoded) if text != _whole_text(rendered[index])]
+    if changed:
+        whole = _tokenise_whole([rendered[index] for index in changed], tokenizer)
+        for index, outcome in zip(changed, whole):
+            outcomes[index] = outcome if isinstance(outcome, str) else _same_prompt(outcome, by_piece[index])
+    return outcomes
+
+
+def _same_prompt(tokens: _Tokens, alone: _Tokens) -> _Tokens | str:
+    """Generation tokenises the prompt alone; training on other prompt tokens would teach something else."""
+    return tokens if _prompt_ids(tokens) == _prompt_ids(alone) else STRADDLES
+
+
+def _prompt_ids(tokens: _Tokens) -> list[int]:
+    return tokens.ids[: tokens.steps.count(_PROMPT)]
+
+
+def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens]:
+    """Each piece on its own, so that the prompt has the very tokens that generation starts from."""
+    texts = {text for item in rendered for text in (item.prompt, *(piece.text for piece in item.pieces)) if text}
+    unique = sorted(texts)
+    ids_of = {"": []}
+    if unique:
+        ids_of.update(zip(unique, _encode(tokenizer, unique)["input_ids"]))
+
+    def join(item: Rendered) -> _Tokens:
+        ids, steps, masked = [], [], []
+        for piece in _all_pieces(item):
+            piece_ids = ids_of[piece.text]
+            ids += piece_ids
+            steps += [piece.step] * len(piece_ids)
+            masked += [piece.masked] * len(piece_ids)
+        return _Tokens(ids, steps, masked)
+
+    return [join(item) for item in rendered]
+
+
+def _tokenise_whole(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
+    """The whole text in one call; a token that reaches over a boundary makes the record unusable."""
+    if not tokenizer.is_fast:
+        return [NO_OFFSETS] * len(rendered)
+    encoded = _encode(tokenizer, [_whole_text(item) for item in rendered], return_offsets_mapping=True)
+    return [
+        _place(item, ids, offsets)
+        for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"])
+    ]
+
+
+def _place(item: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> _Tokens | str:
+    pieces = _all_pieces(item)
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    owner = np.minimum(np.searchsorted(ends, spans[:, 0], side="right"), len(pieces) - 1)
+    owner = np.maximum.accumulate(owner)  # a token without characters belongs where its neighbour does
+    if (spans[:, 1] > ends[owner]).any():
+        return STRADDLES
+    return _Tokens(ids, [pieces[index].step for index in owner], [pieces[index].masked for index in owner])
+
+
+def _all_pieces(item: Rendered) -> list[Piece]:
+    return [Piece(item.prompt, _PROMPT, False), *item.pieces]
+
+
+def _whole_text(item: Rendered) -> str:
+    return "".join(piece.text for piece in _all_pieces(item))
+
+
+def _encode(tokenizer, texts: Iterable[str], **options):
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+
+
+def _sample(record: Record, tokens: _Tokens, tokenizer, annotation: str) -> Sample:
+    prompt_len = tokens.steps.count(_PROMPT)
+    step_ids = np.array([*tokens.steps[prompt_len:], len(record.steps) - 1], dtype=np.int32)
+    mask = np.array([*(not masked for masked in tokens.masked[prompt_len:]), True], dtype=np.int8)
+    if prompt_len == 0:
+        mask[0] = 0  # no hidden state predicts the first token of a sequence
+    if annotation == "step":
+        labels = np.array(record.step_labels, dtype=np.int8)[step_ids]
+    else:
+        labels = np.full(len(step_ids), record.answer_label, dtype=np.int8)
+    return Sample(
+        input_ids=np.array([*tokens.ids, tokenizer.eos_token_id], dtype=np.int32),
+        prompt_len=prompt_len,
+        labels=labels,
+        mask=mask,
+        step_ids=step_ids,
+        answer_label=record.answer_label,
+        problem_id=record.problem_id,
+        pair_id=record.pair_id,
+        where=record.where,
+    )
+
+
+def _reason_to_drop(sample: Sample, max_len: int) -> str | None:
+    if len(sample.input_ids) > max_len:
+        return TOO_LONG
+    return None if sample.mask.any() else NO_TOKEN

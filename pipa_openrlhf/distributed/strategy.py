@@ -1,0 +1,117 @@
+"""OpenRLHF's DeepSpeed strategy, made to run on CPU (gloo) as well as on CUDA."""
+
+import os
+import socket
+from datetime import timedelta
+from types import SimpleNamespace
+
+import deepspeed
+import torch
+import transformers
+from deepspeed.accelerator import get_accelerator
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from pipa_openrlhf.distributed.devices import device, on_cpu
+from pipa_openrlhf.distributed.upstream import Actor, DeepspeedStrategy
+
+
+class Strategy(DeepspeedStrategy):
+    """DeepspeedStrategy without its CUDA-only calls; gradient scaling and accumulation belong to our trainer.
+
+    Args:
+        args: nested flags.
+        value_lr: learning rate of the value head; None: the policy's.
+    """
+
+    def __init__(self, args: SimpleNamespace, value_lr: float | None = None):
+        super().__init__(
+            seed=args.train.seed,
+            full_determinism=args.train.full_determinism_enable,
+            max_norm=args.max_norm,
+            micro_train_batch_size=1,
+            train_batch_size=1,
+            zero_stage=args.ds.zero_stage,
+            args=args,
+        )
+        self.value_lr = args.adam.lr if value_lr is None else value_lr
+
+    def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
+        """Seed this process and join the process group; without a launcher, become a group of one."""
+        if self.full_determinism:
+            transformers.enable_full_determinism(self.seed)
+        else:
+            transformers.set_seed(self.seed)
+        if self.args.local_rank != -1:
+            os.environ["LOCAL_RANK"] = str(self.args.local_rank)
+        if "RANK" not in os.environ:
+            os.environ.update(
+                RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            )
+        if on_cpu():
+            # DeepSpeed would compile its shared-memory collective here, which needs a compiler; gloo does without.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        else:
+            get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        deepspeed.init_distributed(timeout=timeout)
+        self.world_size = dist.get_world_size()
+        data_parallel = self.world_size // self.ds_tensor_parallel_size
+        self.ds_device_mesh = init_device_mesh(
+            device().type, (data_parallel, 1, self.ds_tensor_parallel_size), mesh_dim_names=("dp", "sp", "tp")
+        )
+        self.setup_ring_attn(self.ds_device_mesh)
+
+    def get_ds_train_config(self, optim_dict: dict | None = None, *, max_norm: float | None = None) -> dict:
+        """Upstream's config with micro-batch 1 and accumulation 1: the trainer scales the loss of a micro-batch by
+        the counts of its global batch, and says itself which backward pass ends it."""
+        if optim_dict is not None and optim_dict["type"] == "AdamW" and not self.adam_offload:
+            # On CPU DeepSpeed's own optimizer would be compiled at first use; under ZeRO-0 its fused one flattens the
+            # master weights, which checkpoints need by parameter.
+            optim_dict["params"]["torch_adam"] = on_cpu() or self.stage == 0
+        config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
+        config.update(
+            train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, train_batch_size=self.world_size
+        )
+        return config
+
+    def get_ds_eval_config(self, offload: bool = False) -> dict:
+        """Upstream's inference config with the same nominal batch."""
+        config = super().get_ds_eval_config(offload)
+        config.update(train_micro_batch_size_per_gpu=1, train_batch_size=self.world_size)
+        return config
+
+    def _get_model_parameters(self, model: torch.nn.Module, *, optim: str | None = None, weight_decay: float = 0.0):
+        raw_model, groups = super()._get_model_parameters(model, optim=optim, weight_decay=weight_decay)
+        if optim == "muon":
+            return raw_model, groups
+        value_head = {id(parameter) for name, parameter in raw_model.named_parameters() if "value_head." in name}
+        split = []
+        for group in groups:
+            for of_head, lr in ((False, self.args.adam.lr), (True, self.value_lr)):
+                parameters = [one for one in group["params"] if (id(one) in value_head) == of_head]
+                if parameters:
+                    split.append({"params": parameters, "weight_decay": group["weight_decay"], "lr": lr})
+        return raw_model, split
+
+    def backward(self, loss: torch.Tensor, model: Actor, is_last: bool) -> None:
+        """Add the gradient of a micro-batch's share of the global loss; ``is_last`` ends the global batch.
+
+        DeepSpeed averages gradients over ranks while the shares are to be summed, hence the factor.
+        """
+        model.model.set_gradient_accumulation_boundary(is_last)
+        model.model.backward(loss * self.world_size)
+
+    def all_reduce(self, data: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Sum or maximum of a tensor over all ranks, in place."""
+        dist.all_reduce(data, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        return data
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,78 @@
+"""Find the final answer in a text and compare it with the right one."""
+
+import re
+from fractions import Fraction
+
+_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
+_RATIO = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?")
+_FINAL_ANSWER = re.compile(r"final answer\s*:(.*)", re.IGNORECASE)
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer a text commits to, or None where it has no marker.
+
+    Markers, in this order: the first ``####`` line (what follows it may answer another question), the last
+    ``\\boxed{}``, the last ``Final Answer:`` line.
+    """
+    if "####" in text:
+        answer = text.split("####", 1)[1].split("\n", 1)[0]
+    elif (boxed := _last_boxed(text)) is not None:
+        answer = boxed
+    elif found := _FINAL_ANSWER.findall(text):
+        answer = found[-1]
+    else:
+        return None
+    inner = _last_boxed(answer)
+    answer = (answer if inner is None else inner).strip()
+    return answer or None
+
+
+def is_same_answer(prediction: str, gold: str) -> bool:
+    """True where both are the same number, or, where either is no number, the same text up to spaces and case."""
+    numbers = parse_number(prediction), parse_number(gold)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return _normalise(prediction) == _normalise(gold)
+
+
+def is_right(text: str, gold: str, finished: bool = True) -> bool:
+    """True where the text commits to the right answer.
+
+    The last line of an unfinished text is cut off somewhere, so only the lines before it count.
+    """
+    prediction = extract_answer(text if finished else text.rpartition("\n")[0])
+    return prediction is not None and is_same_answer(prediction, gold)
+
+
+def parse_number(text: str) -> Fraction | None:
+    """``"$1,200.50"``, ``"3/4"``, ``"50%"``, ``"57."`` as an exact number; None where the text is anything else.
+
+    A percent sign is dropped as a dollar sign is: 50% is 50.
+    """
+    found = _RATIO.fullmatch(_normalise(text))
+    if found is None:
+        return None
+    try:
+        top, bottom = (Fraction(part.replace(",", "")) for part in (found[1], found[2] or "1"))
+        return top / bottom
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _normalise(text: str) -> str:
+    for mark in ("\\$", "$", "\\%", "%", "*"):
+        text = text.replace(mark, "")
+    return " ".join(text.split()).rstrip(".").strip().lower()
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return None

@@ -1,0 +1,117 @@
+"""A model, a file of problems, and how to answer them: what `sample` and `evaluate` share."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipa_openrlhf.cli.args import default_prior_cache_dir
+from pipa_openrlhf.distributed.devices import device, dtype_of
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.generation.problem_file import Problem, read_problems
+from pipa_openrlhf.generation.prompts import prompt_text
+from pipa_openrlhf.generation.row_file import RowFile
+from pipa_openrlhf.generation.sampling import Answer, SamplingSettings, plan_batches, sample_batches
+from pipa_openrlhf.models.identity import weights_id
+from pipa_openrlhf.models.loading import check_model_path, load_causal_lm, load_tokenizer, resolve_attention
+
+
+@dataclass(frozen=True)
+class Job:
+    args: SimpleNamespace
+    problems: list[Problem]
+    prompts: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingSettings
+
+    def description(self) -> dict:
+        """Everything the answers depend on, as JSON."""
+        args = self.args
+        with open(args.problems.file, "rb") as file:
+            problems_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "model": args.model.model_name_or_path,
+            "weights": weights_id(args.model.model_name_or_path, default_prior_cache_dir()),
+            "dtype": args.ds.param_dtype,
+            "problems": args.problems.file,
+            "problems_sha256": problems_sha256,
+            "num_problems": len(self.problems),
+            "first_prompt": self.prompts[0],
+            **asdict(self.sampling),
+        }
+
+    def load_model(self) -> PreTrainedModel:
+        args = self.args
+        model = load_causal_lm(
+            args.model.model_name_or_path,
+            dtype_of(args.ds.param_dtype),
+            resolve_attention(args.ds.attn_implementation),
+            trust_remote_code=args.model.trust_remote_code,
+            experts_implementation=args.ds.experts_implementation,
+        )
+        return model.to(device())
+
+
+def prepare_job(args: SimpleNamespace, sampling: SamplingSettings) -> Job:
+    """Read everything but the model's weights, so that most mistakes show within seconds.
+
+    Raises:
+        UserError: a flag is missing or wrong, or the problem file cannot be read.
+    """
+    for flag, value in (("model.model_name_or_path", args.model.model_name_or_path), ("problems.file", args.problems.file)):
+        if value is None:
+            raise UserError(f"--{flag} is required")
+    _check_sampling(sampling)
+    check_model_path(args.model.model_name_or_path, "--model.model_name_or_path")
+    problems = read_problems(args.problems.file, args.problems.max)
+    tokenizer = load_tokenizer(
+        args.model.model_name_or_path,
+        use_fast=not args.data.disable_fast_tokenizer,
+        trust_remote_code=args.model.trust_remote_code,
+        padding_side="left",
+    )
+    if args.data.tokenizer_chat_template is not None:
+        tokenizer.chat_template = args.data.tokenizer_chat_template
+    prompts = [
+        prompt_text(problem.question, tokenizer, args.data.input_template, args.data.apply_chat_template)
+        for problem in problems
+    ]
+    return Job(args, problems, prompts, tokenizer, sampling)
+
+
+def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict], title: str) -> None:
+    """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
+    done = {(row["problem_id"], row["sample"]) for row in file.rows}
+    samples = range(job.sampling.num_samples)
+    batches = [
+        batch
+        for batch in plan_batches(job.prompts, job.sampling)
+        if any((job.problems[index].problem_id, sample) not in done for index in batch for sample in samples)
+    ]
+    if not batches:
+        return
+    total = len(job.problems) * len(samples)
+    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
+        for batch, answers in sample_batches(job.load_model(), job.tokenizer, job.prompts, batches, job.sampling):
+            rows = []
+            for index, answers_of_problem in zip(batch, answers):
+                problem = job.problems[index]
+                for sample, answer in enumerate(answers_of_problem):
+                    if (problem.problem_id, sample) not in done:
+                        key = {"problem_id": problem.problem_id, "sample": sample}
+                        rows.append(key | make_row(problem, answer))
+            file.append(rows)
+            bar.update(len(rows))
+
+
+def _check_sampling(sampling: SamplingSettings) -> None:
+    for name in ("num_samples", "max_new_tokens", "batch_size"):
+        if getattr(sampling, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(sampling, name)}")
+    if sampling.temperature < 0:
+        raise UserError(f"temperature must be at least 0, got {sampling.temperature}")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, got {sampling.top_p}")

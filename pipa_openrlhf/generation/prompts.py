@@ -1,0 +1,28 @@
+"""The text a model is asked with: the same that training puts before an answer."""
+
+from transformers import PreTrainedTokenizerBase
+
+from pipa_openrlhf.errors import UserError
+
+
+def prompt_text(
+    question: str,
+    tokenizer: PreTrainedTokenizerBase,
+    input_template: str | None = None,
+    apply_chat_template: bool = False,
+) -> str:
+    """The question in the chat template, or else in ``input_template``, or else as it is.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or ``input_template`` does not hold exactly one ``{}``.
+    """
+    if apply_chat_template:
+        if not tokenizer.chat_template:
+            raise UserError("--data.apply_chat_template: the tokenizer has none; give --data.tokenizer_chat_template")
+        messages = [{"role": "user", "content": question}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if input_template is None:
+        return question
+    if input_template.count("{}") != 1:
+        raise UserError(f"--data.input_template {input_template!r} must hold one {{}}, where the question goes")
+    return input_template.replace("{}", question)

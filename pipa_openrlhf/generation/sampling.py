@@ -1,0 +1,134 @@
+"""Sample answers to many prompts with a Hugging Face model, in batches of prompts of similar length.
+
+A batch has a seed of its own, made from the run's seed and the prompts in it. A run that was stopped and continued
+therefore draws the same answers as one that was not.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How answers are drawn. ``temperature`` 0 is greedy decoding; ``batch_size`` counts answers."""
+
+    num_samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    batch_size: int = 96
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``finished``: the model ended it; otherwise it was stopped for length."""
+
+    text: str
+    finished: bool
+    num_tokens: int
+
+
+def plan_batches(prompts: list[str], settings: SamplingSettings) -> list[list[int]]:
+    """Indices of the prompts of each batch, the longest prompts first: running out of memory shows at once."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    size = max(1, settings.batch_size // settings.num_samples)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def sample_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    batches: list[list[int]],
+    settings: SamplingSettings,
+) -> Iterator[tuple[list[int], list[list[Answer]]]]:
+    """Each batch's indices with ``num_samples`` answers to each of its prompts."""
+    model.eval()
+    for batch in batches:
+        texts = [prompts[index] for index in batch]
+        torch.manual_seed(_batch_seed(settings.seed, texts))
+        yield batch, _sample(model, tokenizer, texts, settings)
+
+
+def _batch_seed(seed: int, prompts: list[str]) -> int:
+    digest = hashlib.sha256("\0".join([str(seed), *prompts]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+@torch.inference_mode()
+def _sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], settings: SamplingSettings
+) -> list[list[Answer]]:
+    inputs = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
+    cache = _prompt_cache(model, ids, mask, settings.num_samples)
+    ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
+    ends = end_tokens(model, tokenizer)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        generation_config=_generation_config(settings, ends, tokenizer.pad_token_id),
+    )
+    answers = [
+        _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends)
+        for row, row_mask, new in zip(ids, mask, output[:, ids.shape[1] :])
+    ]
+    return [answers[start : start + settings.num_samples] for start in range(0, len(answers), settings.num_samples)]
+
+
+def _prompt_cache(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, num_samples: int
+) -> DynamicCache | None:
+    """Keys and values of all prompt tokens but the last, computed once for all samples of a prompt."""
+    if num_samples == 1 or ids.shape[1] == 1:
+        return None
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(num_samples)
+    return cache
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the tokenizer's eos, and those that the model was published with."""
+    published = model.generation_config.eos_token_id
+    published = published if isinstance(published, list) else [published]
+    return sorted({tokenizer.eos_token_id, *(token for token in published if token is not None)})
+
+
+def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id: int) -> GenerationConfig:
+    """Plain sampling. Everything is given, because generate() fills gaps with a model's own published settings."""
+    greedy = settings.temperature == 0
+    return GenerationConfig(
+        do_sample=not greedy,
+        temperature=1.0 if greedy else settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=pad_token_id,
+        use_cache=True,
+    )
+
+
+def _to_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], ends: list[int]) -> Answer:
+    length = next((position for position, token in enumerate(new) if token in ends), len(new))
+    # Some tokenizers drop a leading space when they decode, so the answer is what it adds to the decoded prompt.
+    decoded_prompt, decoded = (
+        tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for tokens in (prompt, prompt + new[:length])
+    )
+    return Answer(decoded[len(decoded_prompt) :], finished=length < len(new), num_tokens=min(length + 1, len(new)))

@@ -1,0 +1,116 @@
+"""The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it."""
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.models.output_head import install_chunked_head
+from pipa_openrlhf.models.value_head import ValueHead
+
+
+class Policy(nn.Module):
+    """Backbone and value head in one module, because only one module reaches DeepSpeed.
+
+    Attributes:
+        lm: the causal language model, wrapped by PEFT under LoRA.
+        value_head: None where the objective has no learned value.
+    """
+
+    def __init__(self, lm: PreTrainedModel | PeftModel, value_head: ValueHead | None = None):
+        super().__init__()
+        self.lm = lm
+        self.value_head = value_head
+        causal_lm = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+        # Plain references: registering them again would double their names in the state dict.
+        self._backbone = [causal_lm.get_decoder()]
+        self._output_head = [install_chunked_head(causal_lm)]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        hidden_index: torch.Tensor,
+        targets: torch.Tensor,
+        token_index: torch.Tensor,
+        response_shape: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass for both heads, on the wanted response tokens only.
+
+        Args:
+            input_ids, position_ids: [R, L]; R = B rows, or one packed row.
+            attention_mask: [R, L], or None for a packed row.
+            hidden_index: [N] flat positions in [R * L] of the hidden states that predict the wanted tokens.
+            targets: [N] ids of those tokens.
+            token_index: [N] their flat positions in [B * T].
+            response_shape: (B, T).
+
+        Returns:
+            log f_t and u_t, each [B, T] float32, 0 at tokens not asked for.
+        """
+        hidden = self._backbone[0](
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, hidden_index)
+
+        def spread(values: torch.Tensor) -> torch.Tensor:
+            zeros = values.new_zeros(response_shape[0] * response_shape[1])
+            return zeros.index_copy(0, token_index, values).view(response_shape)
+
+        log_f = spread(self._output_head[0](hidden, targets))
+        u = torch.zeros_like(log_f) if self.value_head is None else spread(self.value_head(hidden))
+        return log_f, u
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
+        """Recompute the backbone's activations in the backward pass; Actor calls this."""
+        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+
+class PolicyActor(Actor):
+    """OpenRLHF's Actor around a :class:`Policy`; ``actor.model`` is what the strategy hands to DeepSpeed."""
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy)
+        set_z3_leaf_modules(policy, detect_hybrid=False)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """log f_t and u_t of ``batch``, each [B, T] float32; see :meth:`Policy.forward`."""
+        return self.model(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.position_ids,
+            batch.hidden_index,
+            batch.targets,
+            batch.token_index,
+            tuple(batch.labels.shape),
+        )
+
+
+def add_lora(
+    lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | list[str], dropout: float
+) -> PeftModel:
+    """LoRA as OpenRLHF attaches it.
+
+    Raises:
+        UserError: the target modules do not exist, or include the output head.
+    """
+    lm.enable_input_require_grads()
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        lora_dropout=dropout,
+        bias="none",
+    )
+    try:
+        model = get_peft_model(lm, config)
+    except ValueError as error:
+        raise UserError(f"--ds.lora.target_modules: {str(error).splitlines()[0]}") from error
+    if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):
+        raise UserError("--ds.lora.target_modules: LoRA on the output head is not supported; leave it out")
+    return model

@@ -1,0 +1,89 @@
+"""Training metrics as sums over micro-batches and ranks, turned into means once an optimizer step."""
+
+import torch
+import torch.nn.functional as F
+
+from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.losses.objectives import Objective
+
+SUMS = (
+    "loss",
+    "chosen_sequences",
+    "chosen_logratio",
+    "rejected_sequences",
+    "rejected_logratio",
+    "value_likelihood",
+    "right_tokens",
+    "right_F",
+    "wrong_tokens",
+    "wrong_F",
+    "clipped_tokens",
+    "interrupted",
+)
+
+
+@torch.no_grad()
+def batch_sums(
+    objective: Objective, log_f: torch.Tensor, u: torch.Tensor, batch: Batch, loss: torch.Tensor
+) -> torch.Tensor:
+    """What one micro-batch adds to every entry of ``SUMS``.
+
+    Args:
+        log_f, u: [B, T] float32.
+        loss: this micro-batch's share of the global loss.
+
+    Returns:
+        [len(SUMS)] float64 on the batch's device.
+    """
+    mask = batch.mask.double()
+    zero = mask.new_zeros(())
+    sums = dict.fromkeys(SUMS, zero)
+    sums["loss"] = loss.double()
+    chosen = batch.answer_label.double()
+    sums["chosen_sequences"], sums["rejected_sequences"] = chosen.sum(), (1 - chosen).sum()
+    if objective.needs_prior:
+        logratio = ((log_f - batch.log_p).double() * mask).sum(dim=1)
+        sums["chosen_logratio"], sums["rejected_logratio"] = (logratio * chosen).sum(), (logratio * (1 - chosen)).sum()
+    if objective.log_F is not None:
+        label_log_prob = F.logsigmoid(torch.where(batch.labels != 0, u, -u)).double()
+        sums["value_likelihood"] = ((label_log_prob * mask).sum(dim=1) / mask.sum(dim=1)).exp().sum()
+        right, wrong = mask * batch.labels, mask * (1 - batch.labels)
+        log_F = objective.log_F(log_f, batch.log_p, u)
+        likelihood = log_F.double().exp()
+        if objective.is_clipped is not None:
+            sums["clipped_tokens"] = (objective.is_clipped(log_F) * wrong).sum()
+        sums["right_tokens"], sums["right_F"] = right.sum(), _masked_sum(likelihood, right)
+        # The F of a wrong token is the one its loss sees, which never exceeds 1.
+        sums["wrong_tokens"], sums["wrong_F"] = wrong.sum(), _masked_sum(likelihood.clamp(max=1), wrong)
+    return torch.stack([sums[name] for name in SUMS])
+
+
+def means(objective: Objective, totals: torch.Tensor) -> dict[str, float | None]:
+    """Metrics of a global batch from the totals of ``SUMS`` over its micro-batches and ranks.
+
+    A mean over nothing (no rejected answer in the batch, say) is None.
+    """
+    total = dict(zip(SUMS, totals.tolist()))
+
+    def mean(numerator: str, denominator: str) -> float | None:
+        return total[numerator] / total[denominator] if total[denominator] else None
+
+    result: dict[str, float | None] = {"loss": total["loss"]}
+    if objective.needs_prior:
+        chosen = mean("chosen_logratio", "chosen_sequences")
+        rejected = mean("rejected_logratio", "rejected_sequences")
+        margin = chosen - rejected if chosen is not None and rejected is not None else None
+        result.update({"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margin})
+        result.update({"logratio/chosen": chosen, "logratio/rejected": rejected})
+    if objective.log_F is not None:
+        sequences = total["chosen_sequences"] + total["rejected_sequences"]
+        result["pipa/value_likelihood"] = total["value_likelihood"] / sequences
+        result["pipa/F_chosen"] = mean("right_F", "right_tokens")
+        result["pipa/F_rejected"] = mean("wrong_F", "wrong_tokens")
+        result["pipa/clip_fraction"] = mean("clipped_tokens", "wrong_tokens")
+    return result
+
+
+def _masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    # where() rather than a product: F may be infinite at tokens outside the mask, and inf * 0 is NaN.
+    return torch.where(mask != 0, values, torch.zeros_like(values)).sum()

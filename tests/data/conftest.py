@@ -1,0 +1,96 @@
+"""Small tokenizers made on the spot, the data flags at their defaults, and files to read."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipa_openrlhf.cli.args import parse_args
+
+EOS = "<eos>"
+CORPUS = ["the cat sat on the mat", "one plus two is three", "Step 1: 12 + 7 = 19\nStep 2: 19 * 3 = 57\n#### 57"] * 5
+WORDS = sorted({word for line in CORPUS for word in line.replace(":", " : ").split()})
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<eos>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def _wrap(tokenizer: Tokenizer, unk: str | None = None) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens([AddedToken(EOS, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, unk_token=unk)
+
+
+def _byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet))
+    return _wrap(tokenizer)
+
+
+def _words() -> PreTrainedTokenizerFast:
+    vocabulary = {"[UNK]": 0, **{word: index for index, word in enumerate(WORDS, start=1)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(tokenizer, "[UNK]")
+
+
+def _metaspace() -> PreTrainedTokenizerFast:
+    """Puts a space in front of every text it is called on, as Llama 2 and Mistral do."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=140, special_tokens=["<unk>"])
+    tokenizer.train_from_iterator([*CORPUS, "\n", "x y z q w"], trainer)
+    return _wrap(tokenizer, "<unk>")
+
+
+def _characters() -> PreTrainedTokenizerFast:
+    letters = [chr(code) for code in range(32, 127)] + ["\n", "é", "∑"]
+    tokenizer = Tokenizer(models.WordLevel({"?unk": 0, **{c: i for i, c in enumerate(letters, 1)}}, unk_token="?unk"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, "?unk")
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    return {"bytes": _byte_level(), "words": _words(), "metaspace": _metaspace(), "characters": _characters()}
+
+
+@pytest.fixture
+def chat() -> PreTrainedTokenizerFast:
+    """The character tokenizer with a chat template; a new one a test, because tests change the template."""
+    tokenizer = _characters()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_args():
+    """Flags of train_pipa at their defaults, some of the data flags changed: ``make_args(annotation="step")``."""
+
+    def make(**data) -> SimpleNamespace:
+        args = parse_args("train_pipa", [])
+        for name, value in data.items():
+            setattr(args.data, name, value)
+        return args
+
+    return make
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """``write_rows([row, ...])``: path of a JSONL file, one row a line."""
+
+    def write(rows: list, name: str = "data.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write

@@ -1,0 +1,140 @@
+"""The whole way from flags and a file to samples, and what is printed about it."""
+
+import pytest
+
+from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.errors import UserError
+
+PAIR = {"prompt": "the\n", "chosen": "cat", "rejected": "mat"}
+
+
+@pytest.fixture
+def load(make_args, tokenizers):
+    lines = []
+
+    def load(path, tokenizer=None, **flags):
+        lines.clear()
+        return load_samples(make_args(**flags), tokenizer or tokenizers["bytes"], dataset=path, say=lines.append)
+
+    load.lines = lines
+    return load
+
+
+def decoded(loaded, tokenizer) -> list[str]:
+    return [tokenizer.decode(sample.input_ids) for sample in loaded.samples]
+
+
+def test_pairs_become_neighbours_chosen_first(load, write_rows, tokenizers):
+    loaded = load(write_rows([PAIR, {**PAIR, "chosen": "sat"}]))
+    expected = ["the\ncat<eos>", "the\nmat<eos>", "the\nsat<eos>", "the\nmat<eos>"]
+    assert decoded(loaded, tokenizers["bytes"]) == expected
+    assert [sample.pair_id for sample in loaded.samples] == [0, 0, 1, 1]
+    assert (loaded.format, loaded.num_records, loaded.dropped) == ("paired", 4, {})
+
+
+def test_the_format_and_the_counts_are_printed(load, write_rows):
+    path = write_rows([PAIR])
+    load(path)
+    assert load.lines == [
+        f"{path}: 1 rows",
+        f"{path}: format paired (by its columns: prompt, chosen, rejected), 2 answers",
+        f"{path}: 2 answers kept, none dropped",
+    ]
+
+
+def test_a_pair_that_does_not_fit_goes_as_a_whole_only_when_paired(load, write_rows):
+    path = write_rows([PAIR, {**PAIR, "chosen": "cat " * 50}])
+    loaded = load(path, max_len=20)
+    assert [sample.pair_id for sample in loaded.samples] == [0, 0, 1]
+    assert loaded.dropped == {"longer than --data.max_len": 1}
+    loaded = load(path, max_len=20, pairing="paired")
+    assert [sample.pair_id for sample in loaded.samples] == [0, 0]
+    assert loaded.dropped == {"longer than --data.max_len": 1, "without a partner (--data.pairing paired)": 1}
+    assert load.lines[-1] == f"{path}: 1 pairs (as given), dropped without a partner: 0 right and 1 wrong answers"
+
+
+def test_single_answers_are_paired_after_the_length_filter(load, write_rows):
+    rows = [
+        {"prompt": "the\n", "completion": "cat " * 50, "label": 1},
+        {"prompt": "the\n", "completion": "cat", "label": 1},
+        {"prompt": "the\n", "completion": "mat", "label": 0},
+    ]
+    path = write_rows(rows)
+    for seed in range(4):
+        loaded = load(path, max_len=20, pairing="paired")
+        assert [sample.where for sample in loaded.samples] == [f"{path} line 2", f"{path} line 3"]
+
+
+def test_nothing_to_pair(load, write_rows):
+    path = write_rows([{"prompt": "the", "completion": "cat", "label": 1}])
+    with pytest.raises(UserError, match="found no problem with a right and a wrong answer"):
+        load(path, pairing="paired")
+
+
+@pytest.mark.parametrize("keep, expected", [("positive", [1]), ("negative", [0]), ("all", [1, 0])])
+def test_keep(load, write_rows, keep, expected):
+    loaded = load(write_rows([PAIR]), keep=keep)
+    assert [sample.answer_label for sample in loaded.samples] == expected
+    assert sum(loaded.dropped.values()) == 2 - len(expected)
+
+
+def test_nothing_to_keep(load, write_rows):
+    path = write_rows([{"prompt": "the", "completion": "cat", "label": 1}])
+    with pytest.raises(UserError, match=r"--data\.keep negative, but no answer is negative"):
+        load(path, keep="negative")
+
+
+def test_all_dropped_names_the_reasons(load, write_rows):
+    path = write_rows([PAIR])
+    with pytest.raises(UserError) as error:
+        load(path, max_len=4)
+    reason = f"2 longer than --data.max_len (first: {path} line 1)"
+    assert str(error.value) == f"{path}: nothing left to train on, dropped {reason}"
+
+
+def test_max_samples_counts_rows(load, write_rows, make_args, tokenizers):
+    path = write_rows([PAIR] * 3)
+    assert len(load(path, max_samples=2).samples) == 4
+    args = make_args(max_samples=2)
+    loaded = load_samples(args, tokenizers["bytes"], dataset=path, max_samples=3, say=lambda line: None)
+    assert len(loaded.samples) == 6
+
+
+def test_step_labels(load, write_rows, tokenizers):
+    row = {"prompt": "Q", "completions": ["ab", "c"], "labels": [1, 0]}
+    path = write_rows([row])
+    characters = tokenizers["characters"]
+    assert load(path, characters, annotation="step").samples[0].labels.tolist() == [1, 1, 1, 0, 0]
+    assert load(path, characters).samples[0].labels.tolist() == [0] * 5
+    loaded = load(path, characters, annotation="step", step_separator=" -- ")
+    assert decoded(loaded, characters) == ["Qab -- c<eos>"]
+
+
+def test_a_format_by_flag(load, write_rows):
+    path = write_rows([{**PAIR, "completion": "sat", "label": 1}])
+    loaded = load(path, format="unpaired")
+    assert (loaded.format, len(loaded.samples)) == ("unpaired", 1)
+    assert "format unpaired (by --data.format:" in load.lines[1]
+    with pytest.raises(UserError, match="line 1: no column 'completions'"):
+        load(path, format="stepwise")
+
+
+def test_chat_template_by_flag(load, write_rows, chat):
+    path = write_rows([PAIR])
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    loaded = load(path, chat, apply_chat_template=True, tokenizer_chat_template=template, input_template="{}")
+    assert decoded(loaded, chat)[0] == "user: the\n\nassistant: cat\n<eos>"
+    assert load.lines[0] == "--data.input_template is not used with --data.apply_chat_template"
+
+
+def test_input_template(load, write_rows, tokenizers):
+    path = write_rows([PAIR])
+    assert decoded(load(path, input_template="U: {}A:"), tokenizers["bytes"])[0] == "U: the\nA:cat<eos>"
+    assert decoded(load(path, input_template="no braces"), tokenizers["bytes"])[0] == "the\ncat<eos>"
+    assert load.lines[0] == "--data.input_template has no {}: it is not used"
+
+
+def test_a_backslash_n_in_a_flag_is_pointed_out(load, write_rows):
+    load(write_rows([PAIR]), step_separator="\\n")
+    assert "a backslash and an n" in load.lines[0]

@@ -1,0 +1,189 @@
+"""Files of every kind, folders, several data sets, and names that lead nowhere."""
+
+import time
+
+import datasets
+import pytest
+
+from pipa_openrlhf.data import sources
+from pipa_openrlhf.data.sources import read_rows
+from pipa_openrlhf.errors import UserError
+
+
+def read(dataset, probs=None, split="train", max_samples=1_000_000, seed=42):
+    return read_rows(dataset, probs, split, max_samples, seed, say=lambda line: None)
+
+
+def table(name: str, count: int) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"prompt": [f"{name}{index}" for index in range(count)]})
+
+
+def prompts(rows) -> list[str]:
+    return [row["prompt"] for _, row in rows]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_file_has_one_split_whatever_the_flag_says(tmp_path, kind, split):
+    path = str(tmp_path / f"data.{kind}")
+    getattr(table("a", 3), f"to_{kind}")(path)
+    rows = read(path, split=split)
+    assert prompts(rows) == ["a0", "a1", "a2"]
+    assert rows[1][0] == f"{path} {'line' if kind == 'json' else 'row'} 2"
+
+
+def test_lists_and_messages_survive_parquet(tmp_path):
+    path = str(tmp_path / "data.parquet")
+    row = {"completions": ["a", "b"], "labels": [1, 0], "prompt": [{"role": "user", "content": "q"}]}
+    datasets.Dataset.from_list([row]).to_parquet(path)
+    assert read(path) == [(f"{path} row 1", row)]
+
+
+def test_saved_folder(tmp_path):
+    path = str(tmp_path / "saved")
+    table("a", 2).save_to_disk(path)
+    assert prompts(read(path, split="test")) == ["a0", "a1"]
+
+
+def test_saved_folder_with_splits(tmp_path):
+    path = str(tmp_path / "saved")
+    datasets.DatasetDict({"train": table("a", 2), "valid": table("b", 1)}).save_to_disk(path)
+    assert prompts(read(path)) == ["a0", "a1"]
+    assert prompts(read(path, split="valid")) == ["b0"]
+    with pytest.raises(UserError, match=r"no split 'test', it has train, valid; .*--data\.dataset_split"):
+        read(path, split="test")
+
+
+def test_a_folder_with_one_other_split_uses_it(tmp_path):
+    path = str(tmp_path / "saved")
+    datasets.DatasetDict({"valid": table("b", 2)}).save_to_disk(path)
+    assert prompts(read(path, split="train")) == ["b0", "b1"]
+
+
+def test_a_folder_of_files(tmp_path):
+    table("a", 2).to_parquet(str(tmp_path / "train-00000.parquet"))
+    table("b", 1).to_parquet(str(tmp_path / "test-00000.parquet"))
+    assert prompts(read(str(tmp_path))) == ["a0", "a1"]
+    with pytest.raises(UserError, match="no split 'valid', it has"):
+        read(str(tmp_path), split="valid")
+
+
+def test_data_dir_after_an_at_sign(tmp_path):
+    (tmp_path / "inner").mkdir()
+    table("a", 2).to_parquet(str(tmp_path / "inner" / "train.parquet"))
+    table("b", 1).to_parquet(str(tmp_path / "train.parquet"))
+    assert prompts(read(f"{tmp_path}@inner")) == ["a0", "a1"]
+
+
+def test_max_samples_holds_for_each_and_for_all(write_rows):
+    first = write_rows([{"prompt": f"a{index}"} for index in range(4)], "a.jsonl")
+    second = write_rows([{"prompt": f"b{index}"} for index in range(4)], "b.jsonl")
+    assert prompts(read(f"{first}, {second}")) == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3"]
+    assert prompts(read(f"{first},{second}", max_samples=3)) == ["a0", "a1", "a2"]
+    assert prompts(read(f"{first},{second}", max_samples=6)) == ["a0", "a1", "a2", "a3", "b0", "b1"]
+
+
+@pytest.mark.parametrize("seed", [1, 42])
+@pytest.mark.parametrize("probs", ["0.5,0.5", "0.8,0.2", "0.1,0.9"])
+def test_interleaved_as_openrlhf_does(write_rows, seed, probs):
+    from types import SimpleNamespace
+
+    from pipa_openrlhf.distributed.upstream import blending_datasets
+
+    rows = {name: [{"prompt": f"{name}{index}"} for index in range(count)] for name, count in (("a", 7), ("b", 4))}
+    paths = ",".join(write_rows(rows[name], f"{name}.jsonl") for name in rows)
+    quiet = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=False))
+    theirs = blending_datasets(paths, probs, quiet, seed=seed)
+    ours = read(paths, probs, seed=seed)
+    assert prompts(ours) == theirs["prompt"][:]
+    assert len(ours) > 11  # the smaller set is drawn from again until the larger is exhausted
+
+
+def test_json_and_parquet_may_be_mixed(tmp_path, write_rows):
+    path = str(tmp_path / "b.parquet")
+    table("b", 2).to_parquet(path)
+    assert prompts(read(f"{write_rows([{'prompt': 'a0'}])},{path}")) == ["a0", "b0", "b1"]
+
+
+@pytest.mark.parametrize(
+    "probs, problem",
+    [
+        ("0.5", "1 probabilities for 2 data sets"),
+        ("0.5,x", "give numbers"),
+        ("0.5,0.6", "add up to 1"),
+        ("1,0", "above 0"),
+        ("nan,0.5", "above 0"),
+    ],
+)
+def test_bad_probabilities(write_rows, probs, problem):
+    path = write_rows([{"prompt": "a"}])
+    with pytest.raises(UserError, match=f"--data.dataset_probs {probs}: .*{problem}"):
+        read(f"{path},{path}", probs)
+
+
+@pytest.mark.parametrize("dataset", [None, "", "a.jsonl,,b.jsonl"])
+def test_no_data_set_named(dataset):
+    with pytest.raises(UserError, match=r"--data\.dataset is empty"):
+        read(dataset)
+
+
+def test_max_samples_must_be_positive(write_rows):
+    with pytest.raises(UserError, match=r"--data\.max_samples 0"):
+        read(write_rows([{"prompt": "a"}]), max_samples=0)
+
+
+@pytest.mark.parametrize("name", ["nowhere.parquet", "./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere"])
+def test_a_wrong_path_fails_without_the_network(monkeypatch, name):
+    monkeypatch.setattr(sources, "_hub_answers", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match="no such file or folder; check --data.dataset"):
+        read(name)
+
+
+def test_an_unreachable_hub_fails_soon(monkeypatch):
+    from huggingface_hub import HfApi
+
+    def unreachable(*_args, **_kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="nobody/nothing: cannot be read .*the hub cannot be reached"):
+        read("nobody/nothing")
+    assert time.monotonic() - start < 10
+
+
+def test_a_hub_without_that_data_set(monkeypatch):
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def not_found(*_args, **_kwargs):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(HfApi, "dataset_info", not_found)
+    with pytest.raises(UserError, match="no such data set on the hub"):
+        read("nobody/nothing")
+
+
+def test_folders_and_files_that_hold_no_data(tmp_path):
+    with pytest.raises(UserError, match="the folder is empty"):
+        read(str(tmp_path))
+    (tmp_path / "notes.xyz").write_text("hello")
+    with pytest.raises(UserError, match="unknown kind of file"):
+        read(str(tmp_path / "notes.xyz"))
+    with pytest.raises(UserError, match="cannot be read"):
+        read(str(tmp_path))
+
+
+def test_a_broken_parquet_file_is_one_line(tmp_path):
+    path = tmp_path / "data.parquet"
+    path.write_bytes(b"this is no parquet")
+    with pytest.raises(UserError) as error:
+        read(str(path))
+    assert str(error.value).startswith(f"{path}: cannot be read (")
+    assert "\n" not in str(error.value)
+
+
+def test_scripts_are_not_run(tmp_path):
+    (tmp_path / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="scripts are not run"):
+        read(str(tmp_path / "code.py"))
