@@ -41,8 +41,6 @@ setup(
         "wandb": ["wandb"],
     },
     entry_points={
-        "console_scripts": [
-            f"pipa-{module.replace('_', '-')} = pipa_openrlhf.cli.{module}:cli" for module in MODULES
-        ]
+        "console_scripts": [f"pipa-{module.replace('_', '-')} = pipa_openrlhf.cli.{module}:cli" for module in MODULES]
     },
 )

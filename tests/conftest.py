@@ -75,10 +75,22 @@ def run_module(module: str, *flags, ranks: int = 0, timeout: int = 300) -> subpr
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     launcher = [sys.executable, "-m"]
     if ranks:
-        launcher = [
-            sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "-m"
-        ]
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]
     return subprocess.run(
         [*launcher, f"pipa_openrlhf.cli.{module}", *map(str, flags)],
-        capture_output=True, text=True, timeout=timeout, env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
     )
+
+
+def train(module: str, *flags) -> list[dict]:
+    """Run a training module's own main in this process, as one rank, and return its metrics rows."""
+    import importlib
+
+    from pipa_openrlhf.cli.args import parse_args
+
+    args = parse_args(module, list(map(str, flags)))
+    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(args)
+    return read_jsonl(os.path.join(args.ckpt.output_dir, "metrics.jsonl"))

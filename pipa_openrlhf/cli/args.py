@@ -27,6 +27,11 @@ def _true_false(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _unescaped(text: str) -> str:
+    # Bash hands "\\n" over as a backslash and an n.
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def build_parser(module: str) -> argparse.ArgumentParser:
     """Parser of one entry point; ``module`` is its name in ``pipa_openrlhf.cli`` (``"train_pipa"``, ``"sample"``...)."""
     parser = _Parser(
@@ -219,7 +224,7 @@ def _data_flags(parser):
         help="paired: match right and wrong answers of a problem, drop the rest",
     )
     add("--data.step_threshold", type=float, default=0.5, help="Q at or above it makes a step of a wrong answer right")
-    add("--data.step_separator", type=str, default="\n", help="text between steps")
+    add("--data.step_separator", type=_unescaped, default="\n", help="text between steps; \\n and \\t are understood")
     add(
         "--data.mask_tool_output",
         type=_true_false,
@@ -320,7 +325,7 @@ def _report_flags(parser):
         nargs="+",
         default=[],
         metavar="NAME=FOLDER",
-        help="output folders of evaluate; the first one is what the others are compared with",
+        help="output folders of evaluate",
     )
     add(
         "--report.runs",
@@ -330,6 +335,7 @@ def _report_flags(parser):
         metavar="NAME=FOLDER",
         help="output folders of training, with metrics.jsonl",
     )
+    add("--report.baseline", type=str, default=None, help="what the others are compared with; unset: the first")
     add("--report.commands", type=str, default=None, help="text file with the commands that made the results")
 
 

@@ -57,8 +57,9 @@ def summary(loaded: LoadedData) -> list[str]:
     labels = np.concatenate([sample.labels for sample in samples])[masks]
     response = np.array([len(sample.labels) for sample in samples])
     prompt = np.array([sample.prompt_len for sample in samples])
+    problems = len({sample.problem_id for sample in samples})
     lines = [
-        f"answers   {loaded.num_records} read, {len(samples)} used, of {len({s.problem_id for s in samples})} problems",
+        f"answers   {loaded.num_records} read, {len(samples)} used, of {problems} problems",
         f"labels    answers: {_share(right, len(samples))}; tokens: {_share(int(labels.sum()), len(labels))}",
         f"masked    {int((~masks).sum())} response tokens outside every loss",
         f"length    {'':10}" + "".join(f"{f'{p}%':>8}" for p in PERCENTILES),
@@ -90,7 +91,7 @@ def _examples(samples: list[Sample]) -> list[Sample]:
 def paint(sample: Sample, tokenizer, coloured: bool) -> str:
     """The sample's text with the label of every token: in colour, or with a mark before each stretch."""
     painted, shown = "", ""
-    for start, end, step, label in stretches(sample):
+    for _, end, step, label in stretches(sample):
         # Decoding a stretch on its own would lose the spaces that some tokenizers put in front.
         whole = tokenizer.decode(sample.input_ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         text, shown = whole[len(shown) :].replace("\033", "\\033"), whole
@@ -105,11 +106,9 @@ def paint(sample: Sample, tokenizer, coloured: bool) -> str:
 def stretches(sample: Sample) -> list[tuple[int, int, int, int | None]]:
     """``(first token, end, step, label)`` of tokens that belong together; label None: the prompt, -1: masked."""
     shown = np.where(sample.mask == 1, sample.labels, -1)
-    kinds = list(zip(sample.step_ids.tolist(), shown.tolist()))
+    kinds = list(zip(sample.step_ids.tolist(), shown.tolist(), strict=True))
     edges = [index for index in range(len(kinds)) if index == 0 or kinds[index] != kinds[index - 1]] + [len(kinds)]
-    answer = [
-        (sample.prompt_len + start, sample.prompt_len + end, *kinds[start]) for start, end in pairwise(edges)
-    ]
+    answer = [(sample.prompt_len + start, sample.prompt_len + end, *kinds[start]) for start, end in pairwise(edges)]
     return [(0, sample.prompt_len, 0, None), *answer] if sample.prompt_len else answer
 
 

@@ -1,8 +1,9 @@
 """Sample answers to problems and label them: data that train_pipa reads as it is.
 
-Rows are ``{prompt, completion, label}``, or with ``--sample.label_steps`` ``{prompt, completions, labels}``, one step a
-line of the answer. An answer that was stopped for length is labelled wrong: it has no end, and the end that training
-adds to it is not one that the model would be right to write.
+Rows are ``{prompt, completion, label}``, or with ``--sample.label_steps`` ``{prompt, completions, labels}``, one step
+a line of the answer. An answer that was stopped for length is labelled wrong: it has no end, and the end that training
+adds to it is not one that the model would be right to write. An empty answer is written as the eos text, which
+training reads as the end and not as text.
 """
 
 import sys
@@ -34,22 +35,23 @@ def main(args: SimpleNamespace) -> None:
     if args.sample.label_steps:
         require_steps(job.problems, args.problems.file)
     file = RowFile(args.sample.output, job.description() | {"label_steps": args.sample.label_steps})
-    run_job(job, file, _row_maker(args.sample.label_steps), "sampling")
+    run_job(job, file, _row_maker(args.sample.label_steps, job.tokenizer.eos_token), "sampling")
     print(_summary(file.rows, args.sample.output), flush=True)
 
 
-def _row_maker(label_steps: bool) -> Callable:
+def _row_maker(with_steps: bool, eos: str) -> Callable:
     from pipa_openrlhf.evaluation.grading import extract_answer, is_right
-    from pipa_openrlhf.evaluation.step_labels import label_steps as label
+    from pipa_openrlhf.evaluation.step_labels import label_steps, split_steps
 
     def make_row(problem, answer) -> dict:
         right = answer.finished and is_right(answer.text, problem.answer)
+        text = answer.text or eos
         row = {"prompt": problem.question}
-        if label_steps:
-            steps = answer.text.split("\n")
-            row |= {"completions": steps, "labels": [bool(one) for one in label(steps, problem.steps, right)]}
+        if with_steps:
+            steps = split_steps(text)
+            row |= {"completions": steps, "labels": label_steps(steps, problem.steps, right)}
         else:
-            row |= {"completion": answer.text, "label": right}
+            row |= {"completion": text, "label": right}
         predicted = extract_answer(answer.text)
         return row | {"answer": problem.answer, "predicted": predicted, "finished": answer.finished}
 

@@ -46,7 +46,7 @@ def match_pairs(samples: list[Sample], seed: int) -> list[Sample]:
         shuffled = random.Random(f"{seed} {problem_id}")
         shuffled.shuffle(right)
         shuffled.shuffle(wrong)
-        for sides in zip(right, wrong):
+        for sides in zip(right, wrong, strict=False):
             pairs.append((next_id, list(sides)))
             next_id += 1
     pairs.sort(key=lambda pair: min(pair[1]))

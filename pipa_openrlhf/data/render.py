@@ -56,7 +56,7 @@ def _render_chat(
         steps = _without_eos(record.steps, eos)
         messages = [{"role": "assistant", "content": step_separator.join(steps)}]
     else:
-        steps = None
+        steps = record.steps
         last = record.messages[-1]
         messages = [*record.messages[:-1], {**last, "content": last["content"].removesuffix(eos)}]
 
@@ -65,31 +65,47 @@ def _render_chat(
     if not full.startswith(prompt):
         raise Unusable("the chat template rewrites the prompt")
     answer = full[len(prompt) :]
-    content = messages[-1]["content"]
+    if len(steps) > 1 or record.masked_spans:
+        return prompt, *_split_steps(answer, steps, step_separator, eos)
 
-    if steps is None or (len(steps) == 1 and not record.masked_spans):
-        # A template may trim the content; the eos to look for stands after what is left of it.
-        trimmed = content.strip()
-        start = answer.rfind(trimmed) if trimmed else -1
-        return prompt, [_cut_after_eos(answer, start + len(trimmed) if start >= 0 else 0, eos)], 0
+    last_turn = 0
+    if len(messages) > 1:
+        before = _apply_template(tokenizer, record.prompt + messages[:-1], add_generation_prompt=True)
+        last_turn = len(before) - len(prompt)
+    return prompt, [_cut_after_eos(answer, _end_of(messages[-1]["content"], answer, last_turn), eos)], 0
 
+
+def _split_steps(answer: str, steps: list[str], step_separator: str, eos: str) -> tuple[list[str], int]:
+    """Text of each step in the rendered answer, and where the first step's own text starts in it."""
+    content = step_separator.join(steps)
     start = answer.find(content)
     if start < 0:
         raise Unusable("the chat template rewrites the steps")
     answer = _cut_after_eos(answer, start + len(content), eos)
-    texts, position = [], 0
-    for index, step in enumerate(steps[:-1]):
-        end = start + sum(len(earlier) + len(step_separator) for earlier in steps[: index + 1])
+    texts, position, end = [], 0, start
+    for step in steps[:-1]:
+        end += len(step) + len(step_separator)
         texts.append(answer[position:end])
         position = end
-    return prompt, [*texts, answer[position:]], start
+    return [*texts, answer[position:]], start
+
+
+def _end_of(content: str, answer: str, last_turn: int) -> int:
+    """Where the last message's content ends at the earliest; a template may trim it."""
+    trimmed = content.strip()
+    start = answer.find(trimmed, last_turn)
+    return last_turn if start < 0 else start + len(trimmed)
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict], add_generation_prompt: bool) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is a program: it may raise anything about messages it does not know
-        raise Unusable(f"the chat template refuses the messages: {str(error).strip().splitlines()[0]}") from error
+        raise Unusable(f"the chat template refuses the messages: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cut_after_eos(answer: str, search_from: int, eos: str) -> str:

@@ -62,7 +62,7 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
         for number, rows in enumerate(sources)
     ]
     mixed = interleave_datasets(indices, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
-    return list(zip(mixed["source"], mixed["row"]))
+    return list(zip(mixed["source"], mixed["row"], strict=True))
 
 
 def _parse_probs(probs: str | None, num_sources: int) -> list[float] | None:
@@ -117,9 +117,7 @@ def _load(name: str, split: str, max_samples: int, use_ms: bool):
     from pipa_openrlhf.distributed.upstream import blending_datasets
 
     # Messages are ours: OpenRLHF's own print of every table adds nothing to them.
-    strategy = SimpleNamespace(
-        print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms, local_rank=-1)
-    )
+    strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
     try:
         return blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
     except AttributeError:

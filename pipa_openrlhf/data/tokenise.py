@@ -69,7 +69,7 @@ def tokenise(
     for start in range(0, len(records), _CHUNK):
         usable = list(_render_all(records[start : start + _CHUNK], tokenizer, step_separator, dropped))
         tokens = _tokenise_all([rendered for _, rendered in usable], tokenizer)
-        for (record, _), outcome in zip(usable, tokens):
+        for (record, _), outcome in zip(usable, tokens, strict=True):
             sample = outcome if isinstance(outcome, str) else _sample(record, outcome, tokenizer, annotation)
             reason = sample if isinstance(sample, str) else _reason_to_drop(sample, max_len)
             if reason:
@@ -89,6 +89,8 @@ def _render_all(records, tokenizer, step_separator, dropped: Dropped) -> Iterato
 
 def _tokenise_all(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     """Tokens of each text, or the reason why it has none."""
+    if not rendered:
+        return []
     by_piece = _tokenise_by_piece(rendered, tokenizer)
     # Tokenizers that add a space in front of every text, or lose spaces, do not survive being called piece by piece.
     decoded = tokenizer.batch_decode(
@@ -98,7 +100,7 @@ def _tokenise_all(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     changed = [index for index, text in enumerate(decoded) if text != _whole_text(rendered[index])]
     if changed:
         whole = _tokenise_whole([rendered[index] for index in changed], tokenizer)
-        for index, outcome in zip(changed, whole):
+        for index, outcome in zip(changed, whole, strict=True):
             outcomes[index] = outcome if isinstance(outcome, str) else _same_prompt(outcome, by_piece[index])
     return outcomes
 
@@ -118,7 +120,7 @@ def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens]:
     unique = sorted(texts)
     ids_of = {"": []}
     if unique:
-        ids_of.update(zip(unique, _encode(tokenizer, unique)["input_ids"]))
+        ids_of.update(zip(unique, _encode(tokenizer, unique)["input_ids"], strict=True))
 
     def join(item: Rendered) -> _Tokens:
         ids, steps, masked = [], [], []
@@ -139,7 +141,7 @@ def _tokenise_whole(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     encoded = _encode(tokenizer, [_whole_text(item) for item in rendered], return_offsets_mapping=True)
     return [
         _place(item, ids, offsets)
-        for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"])
+        for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
 
 

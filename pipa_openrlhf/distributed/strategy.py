@@ -61,6 +61,14 @@ class Strategy(DeepspeedStrategy):
         )
         self.setup_ring_attn(self.ds_device_mesh)
 
+    def _ds_init_train_model(self, model: Actor, cfg: dict):
+        model, optimizer, scheduler = super()._ds_init_train_model(model, cfg)
+        # ZeRO-0 in bf16 creates its moments by an update with zero gradients, which Adam's bias correction counts.
+        for state in getattr(optimizer, "optimizer", optimizer).state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].zero_()
+        return model, optimizer, scheduler
+
     def get_ds_train_config(self, optim_dict: dict | None = None, *, max_norm: float | None = None) -> dict:
         """Upstream's config with micro-batch 1 and accumulation 1: the trainer scales the loss of a micro-batch by
         the counts of its global batch, and says itself which backward pass ends it."""

@@ -52,4 +52,6 @@ def read_summary(folder: str) -> dict:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no summary of a finished evaluation there; run pipa_openrlhf.cli.evaluate") from error
+        raise UserError(
+            f"{path}: no summary of a finished evaluation there; run pipa_openrlhf.cli.evaluate"
+        ) from error

@@ -31,7 +31,7 @@ class Job:
         """Everything the answers depend on, as JSON."""
         args = self.args
         with open(args.problems.file, "rb") as file:
-            problems_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            problems_sha256 = hashlib.sha256(file.read()).hexdigest()
         return {
             "model": args.model.model_name_or_path,
             "weights": weights_id(args.model.model_name_or_path, default_prior_cache_dir()),
@@ -61,9 +61,9 @@ def prepare_job(args: SimpleNamespace, sampling: SamplingSettings) -> Job:
     Raises:
         UserError: a flag is missing or wrong, or the problem file cannot be read.
     """
-    for flag, value in (("model.model_name_or_path", args.model.model_name_or_path), ("problems.file", args.problems.file)):
-        if value is None:
-            raise UserError(f"--{flag} is required")
+    for name in ("model.model_name_or_path", "problems.file"):
+        if args.flat[name] is None:
+            raise UserError(f"--{name} is required")
     _check_sampling(sampling)
     check_model_path(args.model.model_name_or_path, "--model.model_name_or_path")
     problems = read_problems(args.problems.file, args.problems.max)
@@ -93,9 +93,10 @@ def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict]
     ]
     if not batches:
         return
+    model = job.load_model()
     total = len(job.problems) * len(samples)
     with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
-        for batch, answers in sample_batches(job.load_model(), job.tokenizer, job.prompts, batches, job.sampling):
+        for batch, answers in sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling):
             rows = []
             for index, answers_of_problem in zip(batch, answers):
                 problem = job.problems[index]

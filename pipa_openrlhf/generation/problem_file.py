@@ -4,8 +4,8 @@ import json
 import os
 from dataclasses import dataclass
 
-from pipa_openrlhf.evaluation.step_labels import equation_value
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluation.step_labels import equation_value
 
 _QUESTION_KEYS = ("question", "prompt")
 

@@ -13,16 +13,21 @@ def prompt_text(
 ) -> str:
     """The question in the chat template, or else in ``input_template``, or else as it is.
 
+    As in training, a template without ``{}`` is not used.
+
     Raises:
-        UserError: the tokenizer has no chat template, or ``input_template`` does not hold exactly one ``{}``.
+        UserError: the tokenizer has no chat template, or ``input_template`` is no format string with one ``{}``.
     """
     if apply_chat_template:
         if not tokenizer.chat_template:
             raise UserError("--data.apply_chat_template: the tokenizer has none; give --data.tokenizer_chat_template")
         messages = [{"role": "user", "content": question}]
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if input_template is None:
+    if input_template is None or "{}" not in input_template:
         return question
-    if input_template.count("{}") != 1:
-        raise UserError(f"--data.input_template {input_template!r} must hold one {{}}, where the question goes")
-    return input_template.replace("{}", question)
+    try:
+        return input_template.format(question)
+    except (IndexError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
+        ) from error

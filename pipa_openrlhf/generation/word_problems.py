@@ -21,14 +21,19 @@ SPLITS = ("train", "sample", "validation", "test")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 LARGEST_VALUE = 300
 
-HE = ("Adam", "Ben", "Carl", "David", "Eli", "Finn", "George", "Henry", "Ivan", "Jack", "Kevin", "Leo", "Mark", "Noah")
-HE += ("Oscar", "Paul", "Ryan", "Sam", "Tom", "Victor", "Will", "Zack")
-SHE = ("Anna", "Beth", "Clara", "Diana", "Emma", "Fiona", "Grace", "Helen", "Ivy", "Julia", "Kate", "Lucy", "Maria")
-SHE += ("Nina", "Olivia", "Paula", "Rosa", "Sara", "Tina", "Uma", "Vera", "Wendy")
-THINGS = ("apples", "books", "buttons", "cakes", "candles", "cards", "coins", "cookies", "cups", "dolls", "eggs", "flags")
-THINGS += ("flowers", "keys", "kites", "lamps", "lemons", "marbles", "masks", "mugs", "nuts", "oranges", "pears", "pencils")
-THINGS += ("pens", "pins", "plates", "plums", "ribbons", "rings", "ropes", "seeds", "shells", "spoons", "stamps", "stickers")
-THINGS += ("stones", "tickets", "toys", "trees")
+HE = """
+Adam Ben Carl David Eli Finn George Henry Ivan Jack Kevin Leo Mark Noah Oscar Paul Ryan Sam Tom Victor Will
+Zack
+""".split()
+SHE = """
+Anna Beth Clara Diana Emma Fiona Grace Helen Ivy Julia Kate Lucy Maria Nina Olivia Paula Rosa Sara Tina Uma
+Vera Wendy
+""".split()
+THINGS = """
+apples books buttons cakes candles cards coins cookies cups dolls eggs flags flowers keys kites lamps lemons
+marbles masks mugs nuts oranges pears pencils pens pins plates plums ribbons rings ropes seeds shells spoons
+stamps stickers stones tickets toys trees
+""".split()
 
 # {a} and {b} are the two numbers of an equation; a phrase with {b} alone continues from the value so far.
 OPENINGS = (

@@ -58,9 +58,7 @@ def pipa_m_token_loss(
     return torch.where(label != 0, -log_F, wrong)
 
 
-def pipa_n_token_loss(
-    log_f: torch.Tensor, log_p: torch.Tensor, u: torch.Tensor, label: torch.Tensor
-) -> torch.Tensor:
+def pipa_n_token_loss(log_f: torch.Tensor, log_p: torch.Tensor, u: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of the label under F = sigmoid(log f - log p + u).
 
     Args and result as in :func:`pipa_m_token_loss`.

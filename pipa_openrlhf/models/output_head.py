@@ -22,7 +22,9 @@ def install_chunked_head(causal_lm: PreTrainedModel) -> nn.Module:
     def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if targets is None:
             return logits_of(hidden)
-        return chunked_log_probs(hidden, targets, lambda part: transform(logits_of(part).float()), head.weight.shape[0])
+        return chunked_log_probs(
+            hidden, targets, lambda part: transform(logits_of(part).float()), head.weight.shape[0]
+        )
 
     head.forward = forward
     return head

@@ -90,9 +90,7 @@ class PolicyActor(Actor):
         )
 
 
-def add_lora(
-    lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | list[str], dropout: float
-) -> PeftModel:
+def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | list[str], dropout: float) -> PeftModel:
     """LoRA as OpenRLHF attaches it.
 
     Raises:

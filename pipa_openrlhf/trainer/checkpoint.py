@@ -145,9 +145,7 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
     state = EngineState(engine)
     with safe_open(os.path.join(checkpoint, "trainable.safetensors"), framework="pt") as tensors:
         for name, parameter in state.parameters():
-            state.write(
-                parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)}
-            )
+            state.write(parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)})
     state.updates = record["updates"]
     engine.lr_scheduler.load_state_dict(record["scheduler"])
     for group, lr in zip(engine.optimizer.param_groups, record["scheduler"]["_last_lr"]):

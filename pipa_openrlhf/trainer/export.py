@@ -61,8 +61,13 @@ def _gather(policy: Policy, strategy: Strategy, trainable_only: bool) -> dict[st
             if strategy.is_rank_0():
                 state[name] = parameter.detach().cpu().clone()
     if strategy.is_rank_0() and not trainable_only:
-        state.update({name: buffer.detach().cpu() for name, buffer in policy.lm.state_dict(prefix="lm.").items()
-                      if name not in state and buffer.numel() and not hasattr(buffer, "ds_id")})
+        state.update(
+            {
+                name: buffer.detach().cpu()
+                for name, buffer in policy.lm.state_dict(prefix="lm.").items()
+                if name not in state and buffer.numel() and not hasattr(buffer, "ds_id")
+            }
+        )
     return state
 
 
@@ -84,9 +89,7 @@ def _save_adapter(
     else:
         base_folder = base_path
     config.base_model_name_or_path = os.path.abspath(base_folder) if os.path.isdir(base_folder) else base_folder
-    model.save_pretrained(
-        folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False
-    )
+    model.save_pretrained(folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False)
     if merge_lora:
         load_causal_lm(folder, dtype, "sdpa", trust_remote_code).save_pretrained(folder)
         for name in ("adapter_model.safetensors", "adapter_config.json"):

@@ -104,7 +104,10 @@ class PreferenceTrainer:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         row: dict[str, float | None] = {}
         bar = tqdm(
-            total=self.total_steps, initial=self.position.step, desc="Train step", disable=not self.strategy.is_rank_0()
+            total=self.total_steps,
+            initial=self.position.step,
+            desc="Train step",
+            disable=not self.strategy.is_rank_0(),
         )
         try:
             for epoch in range(self.position.step // self.steps_per_epoch, self.args.train.max_epochs):

@@ -132,9 +132,7 @@ def train(args: SimpleNamespace, objective: Objective, loss: LossSettings) -> No
     strategy.barrier()
 
 
-def build_actor(
-    args: SimpleNamespace, objective: Objective, loss: LossSettings, strategy: Strategy
-) -> PolicyActor:
+def build_actor(args: SimpleNamespace, objective: Objective, loss: LossSettings, strategy: Strategy) -> PolicyActor:
     """The policy: model, then LoRA, then the value head (all-linear LoRA would wrap a head attached before it)."""
     lm = _load_lm(args, args.model.model_name_or_path, strategy.get_ds_train_config())
     hidden_size = lm.config.get_text_config().hidden_size
@@ -242,7 +240,7 @@ def _load_data(args: SimpleNamespace, tokenizer, say) -> tuple[list[Sample], lis
     if not args.eval.dataset:
         return training.samples, []
     evaluation = load_samples(
-        args, tokenizer, dataset=args.eval.dataset, probs=None, split=args.eval.split, say=say
+        args, tokenizer, dataset=args.eval.dataset, split=args.eval.split, max_samples=sys.maxsize, say=say
     )
     return training.samples, evaluation.samples
 

@@ -12,10 +12,10 @@ from pipa_openrlhf.cli.args import parse_args
 EOS = "<eos>"
 CORPUS = ["the cat sat on the mat", "one plus two is three", "Step 1: 12 + 7 = 19\nStep 2: 19 * 3 = 57\n#### 57"] * 5
 WORDS = sorted({word for line in CORPUS for word in line.replace(":", " : ").split()})
-CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (  # jinja drops a newline right after a block, hence the quoted ones
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}<eos>{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    "{% if m['role'] == 'assistant' %}<eos>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{{ '\n' }}{% endif %}"
 )
 
 

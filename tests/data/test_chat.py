@@ -59,7 +59,8 @@ def test_given_messages_are_the_answer_up_to_the_last_eos(chat):
 
 def test_what_the_template_adds_goes_to_the_first_and_last_step(chat):
     chat.chat_template = chat.chat_template.replace(
-        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}[[{{ m['content'] }}]]{% else %}{{ m['content'] }}{% endif %}"
+        "{{ m['content'] }}",
+        "{% if m['role'] == 'assistant' %}[[{{ m['content'] }}]]{% else %}{{ m['content'] }}{% endif %}",
     )
     sample = one(chat, record(["ab", "c"], [1, 0]))
     assert texts(chat, sample) == [PROMPT, "[[ab\n", "c]]<eos>"]
@@ -73,6 +74,26 @@ def test_masked_text_moves_with_what_the_template_adds(chat):
     assert chat.decode(answer[sample.mask == 0]) == "bde"
     single = one(chat, record(["abc"], masked_spans=((0, 1, 2),)))
     assert chat.decode(single.input_ids[single.prompt_len :][single.mask == 0]) == "b"
+
+
+@pytest.mark.parametrize("content", ["e", "o", "<", "eos>", "\n", "assistant"])
+def test_content_that_also_stands_in_what_the_template_writes(chat, content):
+    assert texts(chat, one(chat, record([content]))) == [PROMPT, f"{content}<eos>"]
+
+
+def test_eos_between_turns_only_gets_one_at_the_end(chat):
+    chat.chat_template = chat.chat_template.replace(
+        "{% if m['role'] == 'assistant' %}<eos>", "{% if m['role'] == 'user' %}<eos>"
+    )
+    answers = [{"role": "assistant", "content": "b"}, USER, {"role": "assistant", "content": "b"}]
+    sample = one(chat, record(["b"], messages=answers))
+    prompt = "<|user|>\nQ<eos>\n<|assistant|>\n"
+    assert texts(chat, sample) == [prompt, "b\n<|user|>\nQ<eos>\n<|assistant|>\nb\n<eos>"]
+
+
+def test_the_last_eos_of_the_template_counts(chat):
+    chat.chat_template = chat.chat_template.replace("<eos>", "<eos>x<eos>y")
+    assert texts(chat, one(chat, record(["a"]))) == [PROMPT, "a<eos>x<eos>"]
 
 
 def test_a_template_without_eos_gets_one(chat):
@@ -93,7 +114,7 @@ def test_a_template_that_trims_steps_drops_the_record(chat):
 
 def test_a_generation_prompt_that_the_full_text_lacks_drops_the_record(chat):
     chat.chat_template = chat.chat_template.replace(
-        "{% if add_generation_prompt %}<|assistant|>\n", "{% if add_generation_prompt %}<|assistant|>\n<think>\n"
+        "{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<|assistant|><think>"
     )
     assert one(chat, record(["a"])) == "the chat template rewrites the prompt"
 

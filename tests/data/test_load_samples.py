@@ -12,9 +12,11 @@ PAIR = {"prompt": "the\n", "chosen": "cat", "rejected": "mat"}
 def load(make_args, tokenizers):
     lines = []
 
-    def load(path, tokenizer=None, **flags):
+    def load(path, tokenizer=None, seed=42, **flags):
         lines.clear()
-        return load_samples(make_args(**flags), tokenizer or tokenizers["bytes"], dataset=path, say=lines.append)
+        args = make_args(**flags)
+        args.train.seed = seed
+        return load_samples(args, tokenizer or tokenizers["bytes"], dataset=path, say=lines.append)
 
     load.lines = lines
     return load
@@ -61,7 +63,7 @@ def test_single_answers_are_paired_after_the_length_filter(load, write_rows):
     ]
     path = write_rows(rows)
     for seed in range(4):
-        loaded = load(path, max_len=20, pairing="paired")
+        loaded = load(path, max_len=20, pairing="paired", seed=seed)
         assert [sample.where for sample in loaded.samples] == [f"{path} line 2", f"{path} line 3"]
 
 
@@ -87,7 +89,7 @@ def test_nothing_to_keep(load, write_rows):
 def test_all_dropped_names_the_reasons(load, write_rows):
     path = write_rows([PAIR])
     with pytest.raises(UserError) as error:
-        load(path, max_len=4)
+        load(path, max_len=2)
     reason = f"2 longer than --data.max_len (first: {path} line 1)"
     assert str(error.value) == f"{path}: nothing left to train on, dropped {reason}"
 
@@ -121,7 +123,7 @@ def test_a_format_by_flag(load, write_rows):
 
 def test_chat_template_by_flag(load, write_rows, chat):
     path = write_rows([PAIR])
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
     loaded = load(path, chat, apply_chat_template=True, tokenizer_chat_template=template, input_template="{}")
     assert decoded(loaded, chat)[0] == "user: the\n\nassistant: cat\n<eos>"

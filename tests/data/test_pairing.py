@@ -29,7 +29,7 @@ def made_of(answers) -> list[Sample]:
 def test_every_match_is_one_right_and_one_wrong_answer_of_a_problem(answers, seed):
     samples = made_of(answers)
     paired = match_pairs(samples, seed)
-    for chosen, rejected in zip(paired[::2], paired[1::2]):
+    for chosen, rejected in zip(paired[::2], paired[1::2], strict=True):
         assert (chosen.answer_label, rejected.answer_label) == (1, 0)
         assert chosen.problem_id == rejected.problem_id
         assert chosen.pair_id == rejected.pair_id
@@ -44,13 +44,20 @@ def test_every_match_is_one_right_and_one_wrong_answer_of_a_problem(answers, see
 @given(answers=ANSWERS)
 def test_pairs_stand_in_data_order_of_their_first_member(answers):
     paired = match_pairs(made_of(answers), 0)
-    firsts = [min(int(a.where), int(b.where)) for a, b in zip(paired[::2], paired[1::2])]
+    firsts = [min(int(a.where), int(b.where)) for a, b in zip(paired[::2], paired[1::2], strict=True)]
     assert firsts == sorted(firsts)
 
 
 def test_the_seed_changes_the_matches():
     samples = made_of([("p", index % 2) for index in range(20)])
     assert len({tuple(item.where for item in match_pairs(samples, seed)) for seed in range(5)}) == 5
+
+
+def test_which_of_too_many_answers_are_left_over_is_random():
+    for many, few in ((1, 0), (0, 1)):
+        samples = made_of([("p", few), *[("p", many)] * 9])
+        partners = {item.where for seed in range(20) for item in match_pairs(samples, seed) if item.where != "0"}
+        assert len(partners) > 4
 
 
 def test_another_problem_changes_nothing():
@@ -78,15 +85,15 @@ def test_given_pairs_are_never_rematched():
 
 def test_matches_do_not_depend_on_string_hashing():
     code = (
-        "from tests.data.test_pairing import *\n"
+        "from test_pairing import *\n"
         "s = made_of([('pqrstuv'[i % 7], (i // 7) % 2) for i in range(70)])\n"
         "print([x.where for x in match_pairs(s, 3)])"
     )
+    here = os.path.dirname(os.path.abspath(__file__))
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            cwd=os.path.join(os.path.dirname(__file__), "..", ".."),
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
             capture_output=True,
             text=True,
             check=True,

@@ -1,5 +1,7 @@
 """Bad rows: one line that names the file, the line, what is wrong and what to do."""
 
+from copy import deepcopy
+
 import pytest
 
 from pipa_openrlhf.data.dataset import load_samples
@@ -75,19 +77,18 @@ TEXT_CASES = [
 ]
 
 CHAT_CASES = [
-    ("paired", {"chosen": [ASSISTANT], "prompt": ...}, "'chosen' has no prompt"),
-    ("paired", {"prompt": ...}, "--data.apply_chat_template needs a prompt"),
-    ("paired", {"chosen": [USER]}, "'chosen' ends with a user message"),
-    ("paired", {"chosen": [USER, {"role": "assistant"}]}, "chosen[1]: no column 'content'"),
-    ("paired", {"chosen": [USER, {"role": "assistant", "content": ""}]}, "'chosen[1].content' is empty"),
-    ("paired", {"chosen": [USER, {"role": 3, "content": "A"}]}, "'chosen[1].role' must be text"),
-    ("paired", {"chosen": [USER, "A"]}, "'chosen[1]' is 'A'"),
+    ({"chosen": [ASSISTANT], "rejected": [ASSISTANT]}, "'chosen' has no prompt; start it with the user's message"),
+    ({"chosen": "cat", "rejected": "mat"}, "--data.apply_chat_template needs a prompt"),
+    ({"chosen": [USER], "rejected": [USER]}, "'chosen' ends with a user message"),
+    ({"chosen": [USER, {"role": "assistant"}], "rejected": []}, "chosen[1]: no column 'content'"),
+    ({"chosen": [USER, {"role": "assistant", "content": ""}], "rejected": []}, "'chosen[1].content' is empty"),
+    ({"chosen": [USER, {"role": 3, "content": "A"}], "rejected": []}, "'chosen[1].role' must be text"),
+    ({"chosen": [USER, "A"], "rejected": []}, "'chosen[1]' is 'A'"),
     (
-        "paired",
-        {"chosen": [USER, ASSISTANT], "rejected": [{"role": "user", "content": "R"}, ASSISTANT], "prompt": ...},
+        {"chosen": [USER, ASSISTANT], "rejected": [{"role": "user", "content": "R"}, ASSISTANT]},
         "'rejected' does not start with the prompt of 'chosen'",
     ),
-    ("unpaired", {"prompt": []}, "'prompt' is []"),
+    ({"prompt": [], "completion": [ASSISTANT], "label": 1}, "'prompt' is []"),
 ]
 
 
@@ -96,36 +97,30 @@ def change(row: dict, changes: dict) -> dict:
     return {key: value for key, value in {**row, **changes}.items() if value is not ...}
 
 
-def refusal(row_kind, changes, args, tokenizer, write_rows) -> tuple[str, str]:
-    good = GOOD[row_kind]
-    path = write_rows([good, good, change(good, changes)])
+def refusal(args, tokenizer, path: str) -> str:
     with pytest.raises(UserError) as error:
         load_samples(args, tokenizer, dataset=path, say=lambda line: None)
-    return path, str(error.value)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "; " in message, "says what to do"
+    return message
 
 
 @pytest.mark.parametrize("kind, changes, problem", TEXT_CASES)
 def test_bad_rows(kind, changes, problem, make_args, tokenizers, write_rows):
-    path, message = refusal(kind, changes, make_args(), tokenizers["bytes"], write_rows)
+    good = GOOD[kind]
+    path = write_rows([good, good, change(good, changes)])
+    message = refusal(make_args(), tokenizers["bytes"], path)
     assert message.startswith(f"{path} line 3: ")
     assert problem in message
-    assert "; " in message, "says what to do"
-    assert "\n" not in message
 
 
-@pytest.mark.parametrize("kind, changes, problem", CHAT_CASES)
-def test_bad_conversations(kind, changes, problem, make_args, chat, write_rows):
-    args = make_args(apply_chat_template=True, format=kind)
-    path, message = refusal(kind, changes, args, chat, write_rows) if changes.get("prompt") is not ... else ("", "")
-    if not path:
-        # Without a prompt the good rows would be refused first: the bad row stands alone.
-        path = write_rows([change(GOOD[kind], changes)])
-        with pytest.raises(UserError) as error:
-            load_samples(args, chat, dataset=path, say=lambda line: None)
-        message = str(error.value)
-    assert message.startswith(f"{path} line ")
+@pytest.mark.parametrize("row, problem", CHAT_CASES)
+def test_bad_conversations(row, problem, make_args, chat, write_rows):
+    path = write_rows([row])
+    message = refusal(make_args(apply_chat_template=True), chat, path)
+    assert message.startswith(f"{path} line 1: ")
     assert problem in message
-    assert "\n" not in message
 
 
 def test_a_named_prompt_column_must_exist(make_args, tokenizers, write_rows):
@@ -165,8 +160,6 @@ def test_bad_flags(flags, problem, make_args, tokenizers, write_rows):
 
 
 def test_a_tokenizer_without_eos(make_args, tokenizers, write_rows):
-    from copy import deepcopy
-
     tokenizer = deepcopy(tokenizers["bytes"])
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="the tokenizer has no eos token"):

@@ -1,5 +1,7 @@
 """Labels land on the right tokens, whatever the steps and the tokenizer; what cannot be exact is dropped."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,9 +22,7 @@ def record(prompt, steps, labels=None, **more) -> Record:
 
 def one(tokenizer, item: Record, annotation="step", max_len=10_000, separator="\n"):
     """The sample of one record, or the reason why it was dropped."""
-    samples, dropped = tokenise(
-        [item], tokenizer, max_len=max_len, annotation=annotation, step_separator=separator
-    )
+    samples, dropped = tokenise([item], tokenizer, max_len=max_len, annotation=annotation, step_separator=separator)
     assert len(samples) + dropped.counts.total() == 1
     return samples[0] if samples else next(iter(dropped.counts))
 
@@ -54,7 +54,9 @@ def check_labels(sample, tokenizer, labels):
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), name=st.sampled_from(["bytes", "characters"]), separator=st.sampled_from(["\n", "", " ", "\n\n"]))
+@given(
+    data=st.data(), name=st.sampled_from(["bytes", "characters"]), separator=st.sampled_from(["\n", "", " ", "\n\n"])
+)
 def test_exact_tokenizers_take_everything(tokenizers, data, name, separator):
     tokenizer = tokenizers[name]
     alphabet = TEXT if name == "bytes" else TEXT.map(lambda text: text.replace("日", "a").replace("\t", "b"))
@@ -143,8 +145,6 @@ def test_no_text_is_stripped_and_none_added(tokenizers):
 
 
 def test_special_tokens_that_the_tokenizer_adds_by_itself_stay_out(tokenizers):
-    from copy import deepcopy
-
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = deepcopy(tokenizers["characters"])
@@ -203,6 +203,17 @@ def test_a_space_before_the_boundary_that_the_next_token_takes(tokenizers):
     sample = one(tokenizers["metaspace"], record("the", [" cat"]))
     alone = tokenizers["metaspace"]("the", add_special_tokens=False)["input_ids"]
     assert sample.input_ids[: sample.prompt_len].tolist() == alone
+
+
+def test_offsets_that_leave_out_the_space_in_front(tokenizers):
+    # Such offsets say that "the " and "cat" share no token, but " cat" is one.
+    from tokenizers import pre_tokenizers, processors
+
+    tokenizer = deepcopy(tokenizers["bytes"])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert one(tokenizer, record("the ", ["cat"])) == STRADDLES
+    assert one(tokenizer, record("the", [" cat"])).prompt_len == len(tokenizer("the")["input_ids"])
 
 
 def test_order_and_fields_survive_many_records(tokenizers):

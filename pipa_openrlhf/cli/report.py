@@ -1,0 +1,75 @@
+"""Compare evaluations and training runs: a table on the terminal, and one self-contained HTML page."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.errors import UserError
+
+
+def main(args: SimpleNamespace) -> None:
+    from pipa_openrlhf.evaluation import report
+
+    flags = args.report
+    folders = _named(flags.evaluations, "--report.evaluations")
+    if not folders:
+        raise UserError("--report.evaluations is required: NAME=FOLDER of one or more evaluations")
+    baseline = flags.baseline or next(iter(folders))
+    if baseline not in folders:
+        raise UserError(f"--report.baseline {baseline}: not one of {', '.join(folders)}")
+    runs = {name: report.read_metrics(folder) for name, folder in _named(flags.runs, "--report.runs").items()}
+    rows = report.comparison(folders, baseline)
+    page = report.html_page(flags.title, rows, _sections(folders, runs), _read_text(flags.commands))
+    os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
+    with open(flags.output, "w", encoding="utf-8") as file:
+        file.write(page)
+    print(f"{report.text_table(rows)}\n\n{flags.output}", flush=True)
+
+
+def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
+    """Heading, picture and note of each plot that has data."""
+    from pipa_openrlhf.evaluation import plots
+    from pipa_openrlhf.evaluation.results import read_summary
+
+    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    note = "Greedy decoding on held-out problems. Error bars: 95 % Wilson intervals."
+    sections = [("Accuracy", plots.accuracy_bars(summaries), note)]
+    judged = {name: rows for name, rows in runs.items() if plots.has_values(rows, "pipa/value_likelihood")}
+    if judged:
+        note = (
+            "Geometric mean over an answer's tokens of the probability that the value model gives to their labels, "
+            "averaged over the answers of a batch. An untrained value model is at 0.5."
+        )
+        sections.append(("Value model", plots.value_likelihood(judged), note))
+    rewarded = {name: rows for name, rows in runs.items() if plots.has_values(rows, "rewards/chosen")}
+    if rewarded:
+        note = "Sum over an answer's tokens of log policy - log prior, averaged over the answers of a batch."
+        sections.append(("Rewards", plots.rewards(rewarded), note))
+    return sections
+
+
+def _named(words: list[str], flag: str) -> dict[str, str]:
+    named = {}
+    for word in words:
+        name, separator, folder = word.partition("=")
+        if not (name and separator and folder):
+            raise UserError(f"{flag} {word}: expected NAME=FOLDER")
+        if name in named:
+            raise UserError(f"{flag}: the name {name} was given twice")
+        named[name] = folder
+    return named
+
+
+def _read_text(path: str | None) -> str:
+    if path is None:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--report.commands {path}: cannot be read ({error})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "report"))
