@@ -9,7 +9,18 @@ VERSION = next(
     for line in Path("pipa_openrlhf/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-MODULES = ("train_pipa", "train_sft", "sample", "evaluate", "inspect_data", "make_problems", "report")
+MODULES = (
+    "train_pipa",
+    "train_dpo",
+    "train_kto",
+    "train_sft",
+    "sample",
+    "evaluate",
+    "inspect_data",
+    "make_problems",
+    "objectives",
+    "report",
+)
 
 setup(
     name="pipa-openrlhf",

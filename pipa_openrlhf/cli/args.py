@@ -11,13 +11,19 @@ import sys
 from datetime import datetime
 from types import SimpleNamespace
 
+from pipa_openrlhf.cli.renamed_flags import RENAMED
 from pipa_openrlhf.errors import UserError
 
-TRAINING_MODULES = ("train_pipa", "train_sft")
+TRAINING_MODULES = ("train_pipa", "train_dpo", "train_kto", "train_sft")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        known = self._option_string_actions
+        for word in message.split():
+            new_name = RENAMED.get(word[2:].split("=")[0]) if word.startswith("--") else None
+            if f"--{new_name}" in known and word not in known:
+                raise UserError(f"{word} of OpenRLHF 0.9 is called --{new_name} here")
         raise UserError(f"{message} (see --help)")
 
 
@@ -33,7 +39,7 @@ def _unescaped(text: str) -> str:
 
 
 def build_parser(module: str) -> argparse.ArgumentParser:
-    """Parser of one entry point; ``module`` is its name in ``pipa_openrlhf.cli`` (``"train_pipa"``, ``"sample"``...)."""
+    """Parser of one entry point; ``module`` is its name in ``pipa_openrlhf.cli``, such as ``"train_pipa"``."""
     parser = _Parser(
         prog=f"pipa_openrlhf.cli.{module}",
         allow_abbrev=False,
@@ -251,6 +257,43 @@ def _pipa_flags(parser):
     add("--value.init_from", type=str, default=None, help="folder of an exported value head to start from")
 
 
+def _objective_module_flag(parser):
+    parser.add_argument(
+        "--pipa.objective_module",
+        type=str,
+        default=None,
+        help="Python file that defines `make_objective(settings)`; its objective replaces PIPA's",
+    )
+
+
+def _dpo_flags(parser):
+    parser.set_defaults(**{"data.pairing": "paired"})
+    parser.add_argument(
+        "--dpo.step_loss",
+        type=str,
+        default="l1",
+        choices=["l1", "l0"],
+        help="right steps of a rejected answer: l1 stops their gradient, l0 leaves them out (with step annotation)",
+    )
+
+
+def _kto_flags(parser):
+    add = parser.add_argument
+    add(
+        "--kto.step_loss",
+        type=str,
+        default="l1",
+        choices=["l1", "per_step"],
+        help="l1: no gradient for right steps of a wrong answer; per_step: one term a step (with step annotation)",
+    )
+    add("--kto.desirable_weight", type=float, default=1.0, help="weight of right answers, lambda_D")
+    add("--kto.undesirable_weight", type=float, default=1.0, help="weight of wrong answers, lambda_U")
+    add("--kto.sft_coef", type=float, default=0.0, help="weight of the NLL on right tokens (Table 4: 1.0)")
+    add("--data.input_key", type=str, default=None, help="prompt column, or whole conversation without output_key")
+    add("--data.output_key", type=str, default=None, help="answer column of OpenRLHF 0.9's KTO data")
+    add("--data.label_key", type=str, default="label", help="label column of OpenRLHF 0.9's KTO data")
+
+
 def _prior_flags(parser):
     add = parser.add_argument
     add("--prior.model_name_or_path", type=str, default=None, help="prior; unset: the policy at step 0")
@@ -345,13 +388,17 @@ FLAG_GROUPS = {
         _upstream_training_flags,
         _data_flags,
         _pipa_flags,
+        _objective_module_flag,
         _prior_flags,
         _export_flags,
     ),
+    "train_dpo": (_model_flags, _upstream_training_flags, _data_flags, _dpo_flags, _prior_flags, _export_flags),
+    "train_kto": (_model_flags, _upstream_training_flags, _data_flags, _kto_flags, _prior_flags, _export_flags),
     "train_sft": (_model_flags, _upstream_training_flags, _data_flags, _sft_flags, _export_flags),
     "inspect_data": (_model_flags, _data_flags),
     "sample": (_model_flags, _problem_flags, _sample_flags),
     "evaluate": (_model_flags, _problem_flags, _evaluate_flags),
     "make_problems": (_make_problems_flags,),
     "report": (_report_flags,),
+    "objectives": (),
 }

@@ -20,6 +20,10 @@ _NOT_NEGATIVE = (
     "adam.lr",
     "value.lr",
     "pipa.sft_coef",
+    "kto.sft_coef",
+    "kto.desirable_weight",
+    "kto.undesirable_weight",
+    "model.nll_loss_coef",
     "ds.lora.rank",
     "ds.lora.dropout",
     "max_norm",
@@ -30,8 +34,12 @@ _NOT_NEGATIVE = (
     "adam.eps",
     "data.dataloader_num_workers",
 )
-_DPO_ONLY = ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef")
-_NO_EFFECT = ("ref.offload", "ds.use_universal_ckpt")
+_WITHOUT_EFFECT = {
+    "train_pipa": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
+    "train_sft": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
+    "train_kto": ("model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
+    "train_dpo": (),
+}
 
 
 def check_training(args: SimpleNamespace, say=print) -> None:
@@ -62,9 +70,9 @@ def check_training(args: SimpleNamespace, say=print) -> None:
         raise UserError("--ckpt.overwrite deletes the run that --ckpt.load_enable would resume: give one of them")
     _check_model(args)
     check_data(args)
-    _check_objective(args)
+    _OBJECTIVE_CHECKS[args.module](args, say)
     _check_hardware_flags(args)
-    for name in _DPO_ONLY + _NO_EFFECT:
+    for name in (*_WITHOUT_EFFECT[args.module], "ref.offload", "ds.use_universal_ckpt"):
         if name in args.given and flat[name] != _default(args.module, name):
             say(f"--{name} has no effect in {args.module}")
 
@@ -120,9 +128,7 @@ def _check_path(path: str, name: str) -> None:
         raise UserError(f"--{name} {path}: no such folder")
 
 
-def _check_objective(args: SimpleNamespace) -> None:
-    if args.module != "train_pipa":
-        return
+def _check_pipa(args: SimpleNamespace, say) -> None:
     fixed = args.pipa.fixed_value
     if fixed is not None:
         if not 0 < fixed < 1:
@@ -139,6 +145,42 @@ def _check_objective(args: SimpleNamespace) -> None:
             raise UserError(f"--value.init_from {args.value.init_from}: no value_head.safetensors there")
     if args.optim == "muon" and args.value.lr is not None:
         raise UserError("--value.lr needs --optim adam: Muon takes one list of parameters")
+
+
+def _check_dpo(args: SimpleNamespace, say) -> None:
+    _check_beta(args)
+    if not 0 <= args.model.label_smoothing < 0.5:
+        raise UserError(f"--model.label_smoothing must be at least 0 and below 0.5, got {args.model.label_smoothing}")
+    if args.model.ipo_enable and args.data.annotation == "step":
+        raise UserError("--model.ipo_enable has no step-level loss: use --data.annotation answer, or leave IPO out")
+    if args.model.ipo_enable and args.model.label_smoothing:
+        say("--model.label_smoothing has no effect with --model.ipo_enable")
+    _note_step_loss(args, "dpo.step_loss", say)
+
+
+def _check_kto(args: SimpleNamespace, say) -> None:
+    _check_beta(args)
+    if args.data.output_key and not args.data.input_key:
+        raise UserError("--data.output_key needs --data.input_key, the column of the prompt")
+    _note_step_loss(args, "kto.step_loss", say)
+
+
+def _check_beta(args: SimpleNamespace) -> None:
+    if not args.model.beta > 0:
+        raise UserError(f"--model.beta must be above 0, got {args.model.beta}")
+
+
+def _note_step_loss(args: SimpleNamespace, name: str, say) -> None:
+    if name in args.given and args.data.annotation != "step":
+        say(f"--{name} has no effect without --data.annotation step")
+
+
+_OBJECTIVE_CHECKS = {
+    "train_pipa": _check_pipa,
+    "train_dpo": _check_dpo,
+    "train_kto": _check_kto,
+    "train_sft": lambda args, say: None,
+}
 
 
 def _check_hardware_flags(args: SimpleNamespace) -> None:

@@ -2,8 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Callable
 
 from pipa_openrlhf.cli.args import parse_args
 from pipa_openrlhf.errors import UserError

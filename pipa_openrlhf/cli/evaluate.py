@@ -57,5 +57,10 @@ def _make_row(problem, answer) -> dict:
     }
 
 
+def cli() -> int:
+    """Console entry point."""
+    return run(main, "evaluate")
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, "evaluate"))
+    sys.exit(cli())

@@ -54,5 +54,10 @@ def _write(path: str, rows: list[dict]) -> None:
     os.replace(f"{path}.unfinished", path)
 
 
+def cli() -> int:
+    """Console entry point."""
+    return run(main, "make_problems")
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, "make_problems"))
+    sys.exit(cli())

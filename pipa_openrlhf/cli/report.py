@@ -71,5 +71,10 @@ def _read_text(path: str | None) -> str:
         raise UserError(f"--report.commands {path}: cannot be read ({error})") from error
 
 
+def cli() -> int:
+    """Console entry point."""
+    return run(main, "report")
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, "report"))
+    sys.exit(cli())

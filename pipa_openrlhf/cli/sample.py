@@ -78,5 +78,10 @@ def _summary(rows: list[dict], path: str) -> str:
     return f"{text}: {path}"
 
 
+def cli() -> int:
+    """Console entry point."""
+    return run(main, "sample")
+
+
 if __name__ == "__main__":
-    sys.exit(run(main, "sample"))
+    sys.exit(cli())

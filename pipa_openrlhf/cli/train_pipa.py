@@ -10,12 +10,23 @@ from pipa_openrlhf.cli.entry import run
 def main(args: SimpleNamespace) -> None:
     """Train on labelled answers, paired or not, labelled as a whole or step by step."""
     check_training(args)
-    from pipa_openrlhf.losses.objectives import PIPA_N, pipa_m
-    from pipa_openrlhf.trainer.preference_trainer import LossSettings
+    from pipa_openrlhf.losses.objectives import ObjectiveSettings, objectives
+    from pipa_openrlhf.losses.plugin import load_objective
+    from pipa_openrlhf.trainer.batch_loss import LossSettings
     from pipa_openrlhf.trainer.run import train
 
-    objective = pipa_m(args.pipa.clip_eps) if args.pipa.variant == "m" else PIPA_N
-    train(args, objective, LossSettings(args.pipa.loss_reduction, args.pipa.sft_coef, args.pipa.fixed_value))
+    parameters = ObjectiveSettings(clip_eps=args.pipa.clip_eps, beta=args.model.beta)
+    if args.pipa.objective_module:
+        objective = load_objective(args.pipa.objective_module, parameters)
+    else:
+        objective = objectives(parameters)[f"pipa_{args.pipa.variant}"]
+    settings = LossSettings(
+        reduction=args.pipa.loss_reduction,
+        sft_coef=args.pipa.sft_coef,
+        aux_coef=args.model.aux_loss_coef,
+        fixed_value=args.pipa.fixed_value,
+    )
+    train(args, objective, settings)
 
 
 def cli() -> int:

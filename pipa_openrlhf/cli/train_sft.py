@@ -10,11 +10,11 @@ from pipa_openrlhf.cli.entry import run
 def main(args: SimpleNamespace) -> None:
     """Train on the answers that ``--data.keep`` selects, by default the right ones."""
     check_training(args)
-    from pipa_openrlhf.losses.objectives import SFT
-    from pipa_openrlhf.trainer.preference_trainer import LossSettings
+    from pipa_openrlhf.losses.objectives import objectives
+    from pipa_openrlhf.trainer.batch_loss import LossSettings
     from pipa_openrlhf.trainer.run import train
 
-    train(args, SFT, LossSettings(reduction="token_mean"))
+    train(args, objectives()["sft"], LossSettings(reduction="token_mean", aux_coef=args.model.aux_loss_coef))
 
 
 def cli() -> int:

@@ -18,7 +18,7 @@ class Batch:
         hidden_index: [N] flat positions of the hidden states that predict the wanted response tokens.
         targets: [N] ids of those tokens.
         token_index: [N] their flat positions in [B * T].
-        labels, mask: [B, T], c_t and m_t.
+        labels, mask, step_ids: [B, T], c_t, m_t and the step that a token belongs to.
         log_p: [B, T] float32 log-probs under the prior; zeros where the objective has none.
         answer_label: [B].
     """
@@ -31,6 +31,7 @@ class Batch:
     token_index: torch.Tensor
     labels: torch.Tensor
     mask: torch.Tensor
+    step_ids: torch.Tensor
     log_p: torch.Tensor
     answer_label: torch.Tensor
 
@@ -93,6 +94,7 @@ def collate(
         token_index=tensor(np.concatenate(token_index)),
         labels=tensor(_pad([sample.labels for sample in samples], longest, 0)),
         mask=tensor(_pad([sample.mask for sample in samples], longest, 0)),
+        step_ids=tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
         log_p=torch.from_numpy(_pad(prior, longest, 0.0)),
         answer_label=torch.tensor([sample.answer_label for sample in samples]),
     )

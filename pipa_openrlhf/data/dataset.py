@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from transformers import PreTrainedTokenizerBase
 
+from pipa_openrlhf.data.kto_columns import rename_kto_columns
 from pipa_openrlhf.data.labels import check_step_labels, keep_labels, match_pairs
 from pipa_openrlhf.data.readers import read_records
 from pipa_openrlhf.data.sources import read_rows
@@ -39,6 +40,7 @@ def load_samples(
     probs: str | None = None,
     split: str = "train",
     max_samples: int | None = None,
+    pairs_only: bool = False,
     say: Say = print,
 ) -> LoadedData:
     """Read, check, tokenise, pair and filter a data set as the flags say.
@@ -46,6 +48,8 @@ def load_samples(
     Args:
         args: nested flags; ``data``, ``train.seed`` and ``use_ms`` are used.
         max_samples: unset: ``--data.max_samples``.
+        pairs_only: the objective compares pairs; single answers are matched only where ``--data.pairing paired`` is
+            given.
         say: prints one line; silent on all ranks but the first.
 
     Raises:
@@ -54,9 +58,16 @@ def load_samples(
     flags = _checked_flags(args.data, tokenizer, say)
     limit = flags.max_samples if max_samples is None else max_samples
     rows = read_rows(dataset, probs, split, limit, args.train.seed, args.use_ms, say)
+    if getattr(flags, "input_key", None):
+        rows = rename_kto_columns(rows, flags.input_key, flags.output_key, flags.label_key)
     name, records = read_records(rows, flags)
     why = "by its columns" if flags.format == "auto" else "by --data.format"
     say(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
+    if pairs_only and "data.pairing" not in args.given and any(record.pair_id is None for record in records):
+        raise UserError(
+            f"{dataset} holds single answers and this objective compares pairs: give --data.pairing paired to match "
+            "each right answer with a wrong one of the same problem"
+        )
     if flags.annotation == "step":
         check_step_labels(records)
 
@@ -71,7 +82,7 @@ def load_samples(
     if not samples:
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
     counts = dict(dropped.counts)
-    if flags.pairing == "paired":
+    if flags.pairing == "paired" or pairs_only:
         samples = _pair(samples, args.train.seed, dataset, counts, say)
     samples = _keep(samples, getattr(flags, "keep", "all"), dataset, counts, say)
     return LoadedData(samples, counts, name, len(records))
@@ -92,9 +103,8 @@ def _checked_flags(flags: SimpleNamespace, tokenizer: PreTrainedTokenizerBase, s
     if template is not None and "{}" not in template:
         say("--data.input_template has no {}: it is not used")
         template = None
-    for name, value in (("input_template", template), ("step_separator", flags.step_separator)):
-        if value and "\\n" in value:
-            say(f"--data.{name} holds a backslash and an n, not a newline; in bash a newline is $'\\n'")
+    if template is not None and "\\n" in template:
+        say("--data.input_template holds a backslash and an n, not a newline; in bash a newline is $'\\n'")
     if template is not None:
         _try_template(template)
     return SimpleNamespace(**{**vars(flags), "input_template": template})

@@ -47,8 +47,13 @@ def sample_batches(
     batches: list[list[int]],
     settings: SamplingSettings,
 ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
-    """Each batch's indices with ``num_samples`` answers to each of its prompts."""
+    """Each batch's indices with ``num_samples`` answers to each of its prompts.
+
+    The model's own generation settings are replaced: generate() would fill every gap with them, a repetition penalty
+    for example.
+    """
     model.eval()
+    model.generation_config = _generation_config(settings, end_tokens(model, tokenizer), tokenizer.pad_token_id)
     for batch in batches:
         texts = [prompts[index] for index in batch]
         torch.manual_seed(_batch_seed(settings.seed, texts))
@@ -68,13 +73,8 @@ def _sample(
     ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
     cache = _prompt_cache(model, ids, mask, settings.num_samples)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
-    ends = end_tokens(model, tokenizer)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=cache,
-        generation_config=_generation_config(settings, ends, tokenizer.pad_token_id),
-    )
+    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache)
+    ends = model.generation_config.eos_token_id
     answers = [
         _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends)
         for row, row_mask, new in zip(ids, mask, output[:, ids.shape[1] :])
@@ -109,18 +109,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id: int) -> GenerationConfig:
-    """Plain sampling. Everything is given, because generate() fills gaps with a model's own published settings."""
-    greedy = settings.temperature == 0
+    """Plain sampling from the whole vocabulary; generate() would keep the top 50 if it were not told."""
+    drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(
-        do_sample=not greedy,
-        temperature=1.0 if greedy else settings.temperature,
-        top_p=settings.top_p,
-        top_k=0,
-        repetition_penalty=1.0,
+        do_sample=settings.temperature > 0,
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=ends,
         pad_token_id=pad_token_id,
-        use_cache=True,
+        **(drawing if settings.temperature > 0 else {}),
     )
 
 

@@ -6,24 +6,29 @@ sum over micro-batches and ranks is the same however the batch is cut.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """Counts of one global batch, known before its first micro-batch."""
+    """Counts of one global batch, known before its first micro-batch. A unit is an answer, or a pair of them."""
 
+    units: int
     sequences: int
     labelled_tokens: int
     sequences_with_right_tokens: int
+    right_answers: int
 
 
-def count_batch(label_masks: list[tuple[torch.Tensor, torch.Tensor]]) -> BatchCounts:
-    """Counts from the (labels [T], mask [T]) of every sequence of a global batch."""
+def count_batch(answers: list[tuple[np.ndarray, np.ndarray, int]], unit_size: int = 1) -> BatchCounts:
+    """Counts from the (labels [T], mask [T], answer label) of every sequence of a global batch."""
     return BatchCounts(
-        sequences=len(label_masks),
-        labelled_tokens=sum(int(mask.sum()) for _, mask in label_masks),
-        sequences_with_right_tokens=sum(bool((labels * mask).any()) for labels, mask in label_masks),
+        units=len(answers) // unit_size,
+        sequences=len(answers),
+        labelled_tokens=sum(int(mask.sum()) for _, mask, _ in answers),
+        sequences_with_right_tokens=sum(bool((labels * mask).any()) for labels, mask, _ in answers),
+        right_answers=sum(answer_label for _, _, answer_label in answers),
     )
 
 
@@ -61,3 +66,19 @@ def sft_term_weights(labels: torch.Tensor, mask: torch.Tensor, counts: BatchCoun
     """
     right = labels.float() * mask.float()
     return right / (right.sum(dim=1, keepdim=True).clamp(min=1) * max(counts.sequences_with_right_tokens, 1))
+
+
+def chosen_nll_weights(answer_label: torch.Tensor, mask: torch.Tensor, counts: BatchCounts) -> torch.Tensor:
+    """Weights of -log f that make OpenRLHF's NLL term of DPO: mean over a chosen answer's tokens, then over chosen
+    answers.
+
+    Args:
+        answer_label: [B].
+        mask: [B, T].
+
+    Returns:
+        [B, T] float32; 0 on rejected answers.
+    """
+    mask = mask.float()
+    per_answer = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return per_answer * answer_label.float()[:, None] / max(counts.right_answers, 1)

@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
@@ -18,12 +19,16 @@ class Policy(nn.Module):
     Attributes:
         lm: the causal language model, wrapped by PEFT under LoRA.
         value_head: None where the objective has no learned value.
+        balances_experts: compute the MoE balancing loss too.
     """
 
-    def __init__(self, lm: PreTrainedModel | PeftModel, value_head: ValueHead | None = None):
+    def __init__(
+        self, lm: PreTrainedModel | PeftModel, value_head: ValueHead | None = None, balances_experts: bool = False
+    ):
         super().__init__()
         self.lm = lm
         self.value_head = value_head
+        self.balances_experts = balances_experts
         causal_lm = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         # Plain references: registering them again would double their names in the state dict.
         self._backbone = [causal_lm.get_decoder()]
@@ -38,7 +43,7 @@ class Policy(nn.Module):
         targets: torch.Tensor,
         token_index: torch.Tensor,
         response_shape: tuple[int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One forward pass for both heads, on the wanted response tokens only.
 
         Args:
@@ -50,11 +55,14 @@ class Policy(nn.Module):
             response_shape: (B, T).
 
         Returns:
-            log f_t and u_t, each [B, T] float32, 0 at tokens not asked for.
+            log f_t and u_t, each [B, T] float32, 0 at tokens not asked for; the MoE balancing loss, or 0.
         """
-        hidden = self._backbone[0](
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        options = {"output_router_logits": True} if self.balances_experts else {}
+        output = self._backbone[0](
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **options
+        )
+        hidden = output.last_hidden_state
+        aux_loss = self._balancing_loss(output, attention_mask) if self.balances_experts else hidden.new_zeros(())
         hidden = hidden.flatten(0, 1).index_select(0, hidden_index)
 
         def spread(values: torch.Tensor) -> torch.Tensor:
@@ -63,7 +71,12 @@ class Policy(nn.Module):
 
         log_f = spread(self._output_head[0](hidden, targets))
         u = torch.zeros_like(log_f) if self.value_head is None else spread(self.value_head(hidden))
-        return log_f, u
+        return log_f, u, aux_loss
+
+    def _balancing_loss(self, output, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        config = self._backbone[0].config
+        experts = getattr(config, "num_local_experts", None) or config.num_experts
+        return load_balancing_loss_func(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
         """Recompute the backbone's activations in the backward pass; Actor calls this."""
@@ -77,8 +90,8 @@ class PolicyActor(Actor):
         super().__init__(policy)
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """log f_t and u_t of ``batch``, each [B, T] float32; see :meth:`Policy.forward`."""
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log f_t and u_t of ``batch``, each [B, T] float32, and the balancing loss; see :meth:`Policy.forward`."""
         return self.model(
             batch.input_ids,
             batch.attention_mask,

@@ -166,7 +166,7 @@ def newest_checkpoint(folder: str, say) -> str | None:
     """The newest whole checkpoint in ``folder``; damaged ones are named and passed over."""
     if not os.path.isdir(folder):
         return None
-    found = sorted(((int(match[1]), match[0]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match))
+    found = sorted((int(match[1]), match[0]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
     for _, name in reversed(found):
         path = os.path.join(folder, name)
         if _is_whole(path):

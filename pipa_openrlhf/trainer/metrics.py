@@ -12,6 +12,10 @@ SUMS = (
     "chosen_logratio",
     "rejected_sequences",
     "rejected_logratio",
+    "chosen_logp",
+    "rejected_logp",
+    "pairs",
+    "pairs_in_order",
     "value_likelihood",
     "right_tokens",
     "right_F",
@@ -41,9 +45,14 @@ def batch_sums(
     sums["loss"] = loss.double()
     chosen = batch.answer_label.double()
     sums["chosen_sequences"], sums["rejected_sequences"] = chosen.sum(), (1 - chosen).sum()
+    logp = (log_f.double() * mask).sum(dim=1)
+    sums["chosen_logp"], sums["rejected_logp"] = (logp * chosen).sum(), (logp * (1 - chosen)).sum()
     if objective.needs_prior:
         logratio = ((log_f - batch.log_p).double() * mask).sum(dim=1)
         sums["chosen_logratio"], sums["rejected_logratio"] = (logratio * chosen).sum(), (logratio * (1 - chosen)).sum()
+        if objective.needs_pairs:
+            sums["pairs"] = zero + len(logratio) // 2
+            sums["pairs_in_order"] = (logratio[0::2] > logratio[1::2]).double().sum()
     if objective.log_F is not None:
         label_log_prob = F.logsigmoid(torch.where(batch.labels != 0, u, -u)).double()
         sums["value_likelihood"] = ((label_log_prob * mask).sum(dim=1) / mask.sum(dim=1)).exp().sum()
@@ -58,8 +67,8 @@ def batch_sums(
     return torch.stack([sums[name] for name in SUMS])
 
 
-def means(objective: Objective, totals: torch.Tensor) -> dict[str, float | None]:
-    """Metrics of a global batch from the totals of ``SUMS`` over its micro-batches and ranks.
+def means(objective: Objective, totals: torch.Tensor, z0: torch.Tensor) -> dict[str, float | None]:
+    """Metrics of a global batch from the totals of ``SUMS`` over its micro-batches and ranks, and KTO's z0.
 
     A mean over nothing (no rejected answer in the batch, say) is None.
     """
@@ -72,9 +81,17 @@ def means(objective: Objective, totals: torch.Tensor) -> dict[str, float | None]
     if objective.needs_prior:
         chosen = mean("chosen_logratio", "chosen_sequences")
         rejected = mean("rejected_logratio", "rejected_sequences")
-        margin = chosen - rejected if chosen is not None and rejected is not None else None
-        result.update({"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margin})
+        scale = objective.reward_scale
+        result["rewards/chosen"] = None if chosen is None else scale * chosen
+        result["rewards/rejected"] = None if rejected is None else scale * rejected
+        result["rewards/margins"] = None if chosen is None or rejected is None else scale * (chosen - rejected)
         result.update({"logratio/chosen": chosen, "logratio/rejected": rejected})
+        if objective.needs_pairs:
+            result["rewards/accuracies"] = mean("pairs_in_order", "pairs")
+    result["logps/chosen"] = mean("chosen_logp", "chosen_sequences")
+    result["logps/rejected"] = mean("rejected_logp", "rejected_sequences")
+    if objective.needs_mismatched:
+        result["kl"] = float(z0)
     if objective.log_F is not None:
         sequences = total["chosen_sequences"] + total["rejected_sequences"]
         result["pipa/value_likelihood"] = total["value_likelihood"] / sequences

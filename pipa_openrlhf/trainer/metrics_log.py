@@ -1,9 +1,7 @@
 """Where the metrics of every optimizer step are written."""
 
 import json
-import math
 import os
-from types import SimpleNamespace
 
 
 class MetricsLog:

@@ -4,9 +4,10 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
-from typing import Callable
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import global_batches, rank_micro_batches
 from pipa_openrlhf.data.prior_cache import PriorCache
 from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.losses.objectives import Objective
-from pipa_openrlhf.losses.reduction import BatchCounts, count_batch, sft_term_weights, token_weights
+from pipa_openrlhf.losses.reduction import BatchCounts, count_batch
 from pipa_openrlhf.models.policy import PolicyActor
+from pipa_openrlhf.trainer.batch_loss import BatchLoss, answers_of
 from pipa_openrlhf.trainer.checkpoint import load_checkpoint, save_checkpoint
 from pipa_openrlhf.trainer.metrics import SUMS, batch_sums, means
 from pipa_openrlhf.trainer.metrics_log import MetricsLog
@@ -36,18 +38,9 @@ class Position:
     num_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """How token losses become the loss of a global batch."""
-
-    reduction: str = "sum"
-    sft_coef: float = 0.0
-    fixed_value: float | None = None
-
-
 @dataclass
 class PreferenceTrainer:
-    """Trains a policy on samples.
+    """Trains a policy on answers or pairs.
 
     Attributes:
         args: nested flags.
@@ -57,12 +50,11 @@ class PreferenceTrainer:
     """
 
     args: SimpleNamespace
-    objective: Objective
-    loss: LossSettings
+    loss: BatchLoss
     actor: PolicyActor
     strategy: Strategy
-    train_samples: list[Sample]
-    eval_samples: list[Sample]
+    train_set: TrainingSet
+    eval_set: TrainingSet | None
     cache: PriorCache | None
     pad_token_id: int
     checkpoint_folder: str
@@ -70,24 +62,25 @@ class PreferenceTrainer:
     position: Position = field(default_factory=Position)
 
     def __post_init__(self):
-        self.steps_per_epoch = math.ceil(len(self.train_samples) / self.args.train.batch_size)
+        self.steps_per_epoch = math.ceil(self.train_set.num_units / self.args.train.batch_size)
         self.total_steps = self.steps_per_epoch * self.args.train.max_epochs
-        self.micro_batch_size = usable_micro_batch_size(self.args, self.strategy.world_size)
+        self.micro_batch_size = self._usable_micro_batch_size()
+        self.objective = self.loss.objective
         self._interrupted = False
 
     def resume(self, checkpoint: str) -> None:
         """Restore ``checkpoint``; training goes on after its last step."""
         # DeepSpeed creates its optimizer state at the first update. A zero loss makes one without touching a weight
         # that is not overwritten right after.
-        batch = self._collate(np.array([0])).to(device())
-        log_f, u = self.actor(batch)
-        self.strategy.backward((log_f.sum() + u.sum()) * 0.0, self.actor, is_last=True)
+        batch = self._micro_batch(np.array([0]), self.train_set).batch.to(device())
+        log_f, u, aux_loss = self.actor(batch)
+        self.strategy.backward((log_f.sum() + u.sum() + aux_loss) * 0.0, self.actor, is_last=True)
         self.actor.model.step()
         saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.strategy.print)
-        if saved["train_samples"] != len(self.train_samples) or saved["batch_size"] != self.args.train.batch_size:
+        if saved["units"] != self.train_set.num_units or saved["batch_size"] != self.args.train.batch_size:
             raise UserError(
-                f"{checkpoint} belongs to {saved['train_samples']} samples in batches of {saved['batch_size']}, this "
-                f"run has {len(self.train_samples)} in batches of {self.args.train.batch_size}: use the same data "
+                f"{checkpoint} belongs to {saved['units']} samples in batches of {saved['batch_size']}, this "
+                f"run has {self.train_set.num_units} in batches of {self.args.train.batch_size}: use the same data "
                 "and --train.batch_size, or another --ckpt.output_dir"
             )
         self.position = Position(saved["step"], saved["num_tokens"])
@@ -112,11 +105,11 @@ class PreferenceTrainer:
         try:
             for epoch in range(self.position.step // self.steps_per_epoch, self.args.train.max_epochs):
                 batches = global_batches(
-                    len(self.train_samples), self.args.train.batch_size, self.args.train.seed, epoch
+                    self.train_set.num_units, self.args.train.batch_size, self.args.train.seed, epoch
                 )
                 for batch, micro_batches in self._load_epoch(batches[self.position.step % self.steps_per_epoch :]):
                     row = self._train_step(batch, micro_batches)
-                    if self._is_due(self.args.eval.steps, every_epoch=True) and self.eval_samples:
+                    if self._is_due(self.args.eval.steps, every_epoch=True) and self.eval_set is not None:
                         row.update({f"eval/{name}": value for name, value in self.evaluate().items()})
                     if log is not None:
                         log.write(row)
@@ -134,44 +127,48 @@ class PreferenceTrainer:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
         """Loss and metrics over the whole evaluation set, taken as one global batch."""
-        everything = np.arange(len(self.eval_samples))
-        counts = _counts(self.eval_samples, everything)
+        everything = np.arange(self.eval_set.num_units)
+        counts = _counts(self.eval_set, everything)
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
         self.actor.model.eval()
         shares = rank_micro_batches(
             everything, self.strategy.get_rank(), self.strategy.world_size, self.micro_batch_size
         )
-        for indices in tqdm(shares, desc="Evaluation", disable=not self.strategy.is_rank_0(), leave=False):
-            batch = self._collate(indices, self.eval_samples).to(device())
-            log_f, u = self._forward(batch)
-            if len(indices):
-                totals += batch_sums(self.objective, log_f, u, batch, self._loss(log_f, u, batch, counts))
+        z0 = self._reference_point([self._micro_batch(units, self.eval_set) for units in shares])
+        for units in tqdm(shares, desc="Evaluation", disable=not self.strategy.is_rank_0(), leave=False):
+            micro_batch = self._micro_batch(units, self.eval_set)
+            batch = micro_batch.batch.to(device())
+            log_f, u, aux_loss = self._forward(batch)
+            if not micro_batch.is_idle:
+                loss = self.loss.share(log_f, u, aux_loss, batch, counts, z0)
+                totals += batch_sums(self.objective, log_f, u, batch, loss)
         self.actor.model.train()
-        return means(self.objective, self.strategy.all_reduce(totals))
+        return means(self.objective, self.strategy.all_reduce(totals), z0)
 
-    def _train_step(self, batch_indices: np.ndarray, micro_batches: list[tuple[np.ndarray, Batch]]) -> dict:
+    def _train_step(self, units: np.ndarray, micro_batches: list["MicroBatch"]) -> dict:
         started = time.monotonic()
         engine = self.actor.model
         engine.train()
         lr = engine.lr_scheduler.get_last_lr()[0]
-        counts = _counts(self.train_samples, batch_indices)
+        counts = _counts(self.train_set, units)
+        z0 = self._reference_point(micro_batches)
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
-        for number, (indices, batch) in enumerate(micro_batches, start=1):
-            batch = batch.to(device())
-            log_f, u = self._forward(batch)
-            loss = self._loss(log_f, u, batch, counts)
-            if len(indices):
-                totals += batch_sums(self.objective, log_f, u, batch, loss.detach())
-            else:
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            batch = micro_batch.batch.to(device())
+            log_f, u, aux_loss = self._forward(batch)
+            loss = self.loss.share(log_f, u, aux_loss, batch, counts, z0)
+            if micro_batch.is_idle:
                 loss = loss * 0.0
+            else:
+                totals += batch_sums(self.objective, log_f, u, batch, loss.detach())
             self.strategy.backward(loss, self.actor, is_last=number == len(micro_batches))
         grad_norm = self._step_engine()
         totals[SUMS.index("interrupted")] = float(self._interrupted)
         totals = self.strategy.all_reduce(totals)
         self._interrupted = bool(totals[SUMS.index("interrupted")])
-        num_tokens = sum(len(self.train_samples[index].input_ids) for index in batch_indices)
+        num_tokens = sum(len(self.train_set.samples[row].input_ids) for row in self.train_set.rows(units))
         self.position = Position(self.position.step + 1, self.position.num_tokens + num_tokens)
-        metrics = means(self.objective, totals)
+        metrics = means(self.objective, totals, z0)
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss of step {self.position.step} is {metrics['loss']}: lower the learning rate, "
@@ -187,19 +184,26 @@ class PreferenceTrainer:
             "tokens_per_second": num_tokens / (time.monotonic() - started),
         }
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        log_f, u = self.actor(batch)
-        if self.loss.fixed_value is not None:
-            u = torch.full_like(u, math.log(self.loss.fixed_value) - math.log1p(-self.loss.fixed_value))
-        return log_f, u
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        log_f, u, aux_loss = self.actor(batch)
+        return log_f, self.loss.value_logits(u), aux_loss
 
-    def _loss(self, log_f: torch.Tensor, u: torch.Tensor, batch: Batch, counts: BatchCounts) -> torch.Tensor:
-        """This micro-batch's share of the global batch's loss."""
-        token_loss = self.objective.token_loss(log_f, batch.log_p, u, batch.labels)
-        loss = (token_loss * token_weights(batch.mask, self.loss.reduction, counts)).sum()
-        if self.loss.sft_coef:
-            loss = loss - self.loss.sft_coef * (log_f * sft_term_weights(batch.labels, batch.mask, counts)).sum()
-        return loss
+    @torch.no_grad()
+    def _reference_point(self, micro_batches: list["MicroBatch"]) -> torch.Tensor:
+        """KTO's z0: mean log-ratio of the global batch's mismatched completions, at least 0; no gradient."""
+        totals = torch.zeros(2, dtype=torch.float64, device=device())
+        if not self.objective.needs_mismatched:
+            return totals[0].float()
+        for micro_batch in micro_batches:
+            if micro_batch.mismatched is not None:
+                batch = micro_batch.mismatched.to(device())
+                log_f, _, _ = self.actor(batch)
+                if micro_batch.num_mismatched:
+                    log_ratio = answers_of(log_f, batch, totals[0]).log_ratio
+                    totals[0] += log_ratio.double().sum()
+                    totals[1] += micro_batch.num_mismatched
+        total, count = self.strategy.all_reduce(totals)
+        return (total / count.clamp(min=1)).clamp(min=0).float()
 
     def _step_engine(self) -> float:
         """Clip, update, and return the gradient norm before clipping."""
@@ -219,15 +223,35 @@ class PreferenceTrainer:
             for batch in batches
         ]
         workers = self.args.data.dataloader_num_workers
-        loader = DataLoader(_Steps(plan, self._collate), batch_size=None, num_workers=workers)
+        steps = _Steps(plan, partial(self._micro_batch, data=self.train_set))
+        loader = DataLoader(steps, batch_size=None, num_workers=workers)
         return zip(batches, loader)
 
-    def _collate(self, indices: np.ndarray, samples: list[Sample] | None = None) -> Batch:
-        # An idle rank still runs a forward pass, on the first sample; its loss is multiplied by zero.
-        samples = self.train_samples if samples is None else samples
-        chosen = [samples[index] for index in (indices if len(indices) else [0])]
-        log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in chosen]
-        return collate(chosen, log_p, self.pad_token_id, self.args.ds.packing_samples)
+    def _micro_batch(self, units: np.ndarray, data: TrainingSet) -> "MicroBatch":
+        # An idle rank still runs a forward pass, on the first unit; its loss is multiplied by zero.
+        rows = data.rows(units if len(units) else np.array([0]))
+        mismatched, num_mismatched = None, 0
+        if any(sample is not None for sample in data.mismatched):
+            chosen = [data.mismatched[row] for row in rows if data.mismatched[row] is not None]
+            num_mismatched = len(chosen) if len(units) else 0
+            mismatched = self._collate(chosen or [next(filter(None, data.mismatched))])
+        return MicroBatch(
+            len(units) == 0, self._collate([data.samples[row] for row in rows]), mismatched, num_mismatched
+        )
+
+    def _collate(self, samples: list[Sample]) -> Batch:
+        log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
+        return collate(samples, log_p, self.pad_token_id, self.args.ds.packing_samples)
+
+    def _usable_micro_batch_size(self) -> int:
+        asked, batch_size = self.args.train.micro_batch_size, self.args.train.batch_size
+        share = math.ceil(batch_size / self.strategy.world_size)
+        if asked > share:
+            self.strategy.print(
+                f"--train.micro_batch_size {asked} is more than a rank's share of --train.batch_size {batch_size}: "
+                f"using {share}"
+            )
+        return min(asked, share)
 
     def _is_due(self, every: int, every_epoch: bool) -> bool:
         if every == -1:
@@ -241,7 +265,7 @@ class PreferenceTrainer:
             saved = {
                 "step": step,
                 "num_tokens": self.position.num_tokens,
-                "train_samples": len(self.train_samples),
+                "units": self.train_set.num_units,
                 "batch_size": self.args.train.batch_size,
             }
             ckpt = self.args.ckpt
@@ -260,24 +284,36 @@ class PreferenceTrainer:
         self._interrupted = True
 
 
-class _Steps(Dataset):
-    """One item an optimizer step: this rank's micro-batches as (sample indices, tensors)."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs in one forward and backward pass.
 
-    def __init__(self, plan: list[list[np.ndarray]], collate_indices: Callable[[np.ndarray], Batch]):
+    Attributes:
+        is_idle: there was nothing left for this rank; the batch is a stand-in.
+        mismatched: KTO's mismatched completions of the same answers, or a stand-in where none of them has one.
+        num_mismatched: how many of them count.
+    """
+
+    is_idle: bool
+    batch: Batch
+    mismatched: Batch | None
+    num_mismatched: int
+
+
+class _Steps(Dataset):
+    """One item an optimizer step: this rank's micro-batches."""
+
+    def __init__(self, plan: list[list[np.ndarray]], make: Callable[[np.ndarray], MicroBatch]):
         self.plan = plan
-        self.collate_indices = collate_indices
+        self.make = make
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> list[tuple[np.ndarray, Batch]]:
-        return [(indices, self.collate_indices(indices)) for indices in self.plan[step]]
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        return [self.make(units) for units in self.plan[step]]
 
 
-def usable_micro_batch_size(args: SimpleNamespace, world_size: int) -> int:
-    """``--train.micro_batch_size``, lowered to a rank's share of the global batch."""
-    return min(args.train.micro_batch_size, math.ceil(args.train.batch_size / world_size))
-
-
-def _counts(samples: list[Sample], indices: np.ndarray) -> BatchCounts:
-    return count_batch([(samples[index].labels, samples[index].mask) for index in indices])
+def _counts(data: TrainingSet, units: np.ndarray) -> BatchCounts:
+    samples = [data.samples[row] for row in data.rows(units)]
+    return count_batch([(one.labels, one.mask, one.answer_label) for one in samples], data.unit_size)

@@ -1,7 +1,9 @@
 """Fill the prior cache: one forward pass over the responses that have no entry yet, shared out over the ranks."""
 
+import gc
 import time
-from typing import Callable
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,9 +15,77 @@ from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.models.build import load_lm
+from pipa_openrlhf.models.identity import weights_id
+from pipa_openrlhf.models.policy import Policy, PolicyActor
 
 # A shard is written at least this often, so that an interrupted pass goes on where it stopped.
 SECONDS_PER_SHARD = 60
+
+
+def open_cache(args: SimpleNamespace, strategy: Strategy) -> PriorCache:
+    """The cache of this run's prior."""
+    identity = [weights_id(prior_path(args), args.prior.cache_dir) if strategy.is_rank_0() else None]
+    torch.distributed.broadcast_object_list(identity)
+    precision = args.ds.param_dtype + ("-4bit" if args.ds.load_in_4bit else "")
+    return PriorCache(args.prior.cache_dir, identity[0], precision)
+
+
+def prior_path(args: SimpleNamespace) -> str:
+    """Name or folder of the prior: the policy's own start unless another is given."""
+    return args.prior.model_name_or_path or args.model.model_name_or_path
+
+
+def fill_from_separate_model(
+    args: SimpleNamespace, cache: PriorCache, samples: list[Sample], strategy: Strategy, pad_token_id: int
+) -> None:
+    """Load the prior, compute what is missing, and free it; nothing is loaded where nothing is missing."""
+    absent = count_missing(cache, samples, strategy)
+    _report(strategy, samples, absent, cache)
+    if not absent.any():
+        return
+    strategy.print(f"Loading the prior {prior_path(args)}")
+    actor = strategy.prepare(PolicyActor(Policy(load_lm(args, prior_path(args), strategy.get_ds_eval_config()))))
+    _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
+    actor.model.destroy()
+    del actor
+    gc.collect()
+
+
+def fill_from_policy(
+    args: SimpleNamespace,
+    cache: PriorCache,
+    samples: list[Sample],
+    actor: PolicyActor,
+    strategy: Strategy,
+    pad_token_id: int,
+) -> None:
+    """Compute what is missing with the training engine, before its first update.
+
+    Until then the policy is the SFT model (LoRA's B is zero), so it is its own prior.
+    """
+    absent = count_missing(cache, samples, strategy)
+    _report(strategy, samples, absent, cache)
+    if absent.any():
+        _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
+
+
+def _fill(args, cache, samples, absent, actor, strategy, pad_token_id) -> None:
+    actor.model.eval()
+    fill_cache(
+        cache,
+        [sample for sample, is_absent in zip(samples, absent) if is_absent],
+        lambda batch: actor(batch)[0],
+        strategy,
+        pad_token_id,
+        args.ds.packing_samples,
+        args.train.micro_batch_size,
+    )
+
+
+def _report(strategy: Strategy, samples: list[Sample], absent: np.ndarray, cache: PriorCache) -> None:
+    misses = int(absent.sum())
+    strategy.print(f"Prior cache: {len(samples) - misses} hits, {misses} misses in {cache.folder}")
 
 
 def count_missing(cache: PriorCache, samples: list[Sample], strategy: Strategy) -> np.ndarray:

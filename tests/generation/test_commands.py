@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from test_sampling import make_model, make_tokenizer
 
 from pipa_openrlhf.cli import evaluate, sample
 from pipa_openrlhf.cli.args import parse_args
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.models.loading import load_tokenizer
-from test_sampling import make_model, make_tokenizer
 
 LEARNED = "1 + 1 = 2\n2 * 2 = 4\n#### 4"
 RIGHT = {"question": "right?", "answer": "4", "steps": LEARNED.split("\n"), "problem_id": "right"}

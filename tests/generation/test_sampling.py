@@ -119,3 +119,15 @@ def test_an_answer_ends_at_any_published_end_token(parts):
     cut = run((model, tokenizer), settings)[0][0]
     assert cut.finished and cut.text == text[: text.index(text[3])]
     assert cut.num_tokens == len(cut.text) + 1
+
+
+def test_settings_published_with_a_model_do_not_leak_in(parts):
+    model, tokenizer = make_model(), parts[1]
+    settings = SamplingSettings(max_new_tokens=12)
+    plain = run((model, tokenizer), settings)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.min_new_tokens = 12
+    assert run((model, tokenizer), settings) == plain
+    model.generation_config.top_k = 1
+    drawn = SamplingSettings(num_samples=8, temperature=1.0, max_new_tokens=8, batch_size=32)
+    assert len({answer.text for answer in run((model, tokenizer), drawn)[0]}) > 4

@@ -8,12 +8,15 @@ from pipa_openrlhf.losses.reduction import BatchCounts, count_batch, sft_term_we
 MASK = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]])
 LABELS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
 LOSSES = torch.tensor([[1.0, 2.0, 99.0, 99.0], [3.0, 4.0, 5.0, 6.0], [99.0, 7.0, 99.0, 99.0]])
-COUNTS = count_batch(list(zip(LABELS, MASK)))
+ANSWER_LABELS = [1, 0, 1]
+COUNTS = count_batch(list(zip(LABELS.numpy(), MASK.numpy(), ANSWER_LABELS)))
 
 
 def test_counts():
     # Row 0 has one right token inside its mask, row 1 none, row 2 one.
-    assert COUNTS == BatchCounts(sequences=3, labelled_tokens=7, sequences_with_right_tokens=2)
+    assert COUNTS == BatchCounts(
+        units=3, sequences=3, labelled_tokens=7, sequences_with_right_tokens=2, right_answers=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_sft_term_by_hand():
 
 
 def test_sft_term_without_right_tokens_is_zero():
-    counts = count_batch([(LABELS[1], MASK[1])])
+    counts = count_batch([(LABELS[1].numpy(), MASK[1].numpy(), 0)])
     assert sft_term_weights(LABELS[[1]], MASK[[1]], counts).sum().item() == 0
 
 

@@ -1,0 +1,65 @@
+"""Samples as the trainer takes them: in units of one answer or one pair, with KTO's mismatched completions."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipa_openrlhf.data.tokenise import Sample
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Samples in data order.
+
+    Attributes:
+        samples: where a unit is a pair, chosen and rejected alternate.
+        unit_size: 1: the unit of a batch is an answer; 2: a pair.
+        mismatched: per sample, its prompt with another problem's answer, or None; empty where not needed.
+    """
+
+    samples: list[Sample]
+    unit_size: int = 1
+    mismatched: tuple[Sample | None, ...] = ()
+
+    @property
+    def num_units(self) -> int:
+        """Answers or pairs."""
+        return len(self.samples) // self.unit_size
+
+    def rows(self, units: np.ndarray) -> np.ndarray:
+        """Indices into ``samples`` of the answers of ``units``, in order."""
+        return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
+
+    def scored_by_prior(self) -> list[Sample]:
+        """Everything the prior must score."""
+        return self.samples + [sample for sample in self.mismatched if sample is not None]
+
+
+def mismatched_completions(samples: list[Sample], max_len: int) -> tuple[Sample | None, ...]:
+    """For every sample its prompt with the answer of the next sample, cyclically, that is of another problem and fits.
+
+    Fixed once per data set, so that the prior's log-probs of mismatches are cached like all others. None where no
+    answer qualifies.
+    """
+    return tuple(_mismatch(samples, index, max_len) for index in range(len(samples)))
+
+
+def _mismatch(samples: list[Sample], index: int, max_len: int) -> Sample | None:
+    own = samples[index]
+    for step in range(1, len(samples)):
+        other = samples[(index + step) % len(samples)]
+        if other.problem_id != own.problem_id and own.prompt_len + len(other.labels) <= max_len:
+            prompt, answer = own.input_ids[: own.prompt_len], other.input_ids[other.prompt_len :]
+            mask = other.mask.copy()
+            if own.prompt_len == 0:
+                mask[0] = 0  # nothing predicts the first token
+            return replace(
+                own,
+                input_ids=np.concatenate([prompt, answer]),
+                labels=other.labels,
+                mask=mask,
+                step_ids=other.step_ids,
+                answer_label=other.answer_label,
+                pair_id=None,
+            )
+    return None
