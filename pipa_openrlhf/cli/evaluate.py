@@ -1,4 +1,8 @@
-"""Greedy accuracy of a model on a file of problems: one result a problem, and a summary with a 95 % interval."""
+"""Greedy accuracy of a model on a file of problems: one result a problem, and a summary with a 95 % interval.
+
+An evaluation that was stopped goes on where it was, and one that is finished is only printed again. A folder that
+holds another evaluation is refused, unless told to overwrite it.
+"""
 
 import os
 import sys
@@ -17,7 +21,8 @@ def main(args: SimpleNamespace) -> None:
     folder = args.evaluate.output_dir
     if folder is None:
         raise UserError("--evaluate.output_dir is required")
-    _make_room(folder, args.evaluate.overwrite)
+    if args.evaluate.overwrite:
+        _delete_evaluation(folder)
     sampling = SamplingSettings(
         max_new_tokens=args.evaluate.max_new_tokens,
         batch_size=args.evaluate.batch_size,
@@ -32,15 +37,12 @@ def main(args: SimpleNamespace) -> None:
     print(f"{one_line(summary)}: {folder}", flush=True)
 
 
-def _make_room(folder: str, overwrite: bool) -> None:
+def _delete_evaluation(folder: str) -> None:
     from pipa_openrlhf.evaluation.results import RESULTS_FILE, SUMMARY_FILE
 
-    if overwrite:
-        for name in (SUMMARY_FILE, RESULTS_FILE, f"{RESULTS_FILE}.settings.json"):
-            if os.path.exists(os.path.join(folder, name)):
-                os.remove(os.path.join(folder, name))
-    elif os.path.exists(os.path.join(folder, SUMMARY_FILE)):
-        raise UserError(f"{folder} holds a finished evaluation: choose another folder, or give --evaluate.overwrite")
+    for name in (SUMMARY_FILE, RESULTS_FILE, f"{RESULTS_FILE}.settings.json"):
+        if os.path.exists(os.path.join(folder, name)):
+            os.remove(os.path.join(folder, name))
 
 
 def _make_row(problem, answer) -> dict:

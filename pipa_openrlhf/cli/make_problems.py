@@ -17,6 +17,9 @@ def main(args: SimpleNamespace) -> None:
         raise UserError("--problems.output_dir is required")
     if flags.max_steps < 1:
         raise UserError(f"--problems.max_steps must be at least 1, got {flags.max_steps}")
+    for split in SPLITS:
+        if getattr(flags, split) < 0:
+            raise UserError(f"--problems.{split} must not be negative, got {getattr(flags, split)}")
     os.makedirs(flags.output_dir, exist_ok=True)
     counts = []
     for split in SPLITS:

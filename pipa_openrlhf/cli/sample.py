@@ -23,6 +23,10 @@ def main(args: SimpleNamespace) -> None:
 
     if args.sample.output is None:
         raise UserError("--sample.output is required")
+    if not args.sample.temperature >= 0:
+        raise UserError(f"--sample.temperature must be at least 0, got {args.sample.temperature}")
+    if not 0 < args.sample.top_p <= 1:
+        raise UserError(f"--sample.top_p must be above 0 and at most 1, got {args.sample.top_p}")
     sampling = SamplingSettings(
         num_samples=args.sample.num_answers,
         temperature=args.sample.temperature,

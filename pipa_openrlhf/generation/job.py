@@ -18,6 +18,9 @@ from pipa_openrlhf.generation.sampling import Answer, SamplingSettings, plan_bat
 from pipa_openrlhf.models.identity import weights_id
 from pipa_openrlhf.models.loading import check_model_path, load_causal_lm, load_tokenizer, resolve_attention
 
+_AT_LEAST_ONE = ("problems.max", "sample.num_answers", "sample.max_new_tokens", "sample.batch_size")
+_AT_LEAST_ONE += ("evaluate.max_new_tokens", "evaluate.batch_size")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -61,11 +64,7 @@ def prepare_job(args: SimpleNamespace, sampling: SamplingSettings) -> Job:
     Raises:
         UserError: a flag is missing or wrong, or the problem file cannot be read.
     """
-    for name in ("model.model_name_or_path", "problems.file"):
-        if args.flat[name] is None:
-            raise UserError(f"--{name} is required")
-    _check_sampling(sampling)
-    check_model_path(args.model.model_name_or_path, "--model.model_name_or_path")
+    _check_flags(args)
     problems = read_problems(args.problems.file, args.problems.max)
     tokenizer = load_tokenizer(
         args.model.model_name_or_path,
@@ -108,11 +107,13 @@ def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict]
             bar.update(len(rows))
 
 
-def _check_sampling(sampling: SamplingSettings) -> None:
-    for name in ("num_samples", "max_new_tokens", "batch_size"):
-        if getattr(sampling, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(sampling, name)}")
-    if sampling.temperature < 0:
-        raise UserError(f"temperature must be at least 0, got {sampling.temperature}")
-    if not 0 < sampling.top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, got {sampling.top_p}")
+def _check_flags(args: SimpleNamespace) -> None:
+    for name in ("model.model_name_or_path", "problems.file"):
+        if args.flat[name] is None:
+            raise UserError(f"--{name} is required")
+    for name in _AT_LEAST_ONE:
+        if args.flat.get(name) is not None and args.flat[name] < 1:
+            raise UserError(f"--{name} must be at least 1, got {args.flat[name]}")
+    if args.data.tokenizer_chat_template and not args.data.apply_chat_template:
+        raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
+    check_model_path(args.model.model_name_or_path, "--model.model_name_or_path")

@@ -1,9 +1,10 @@
 """Read a file of problems: one JSON object a line, with a question and its answer."""
 
-import json
 import os
 from dataclasses import dataclass
+from itertools import islice
 
+from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluation.step_labels import equation_value
 
@@ -21,10 +22,10 @@ class Problem:
 
 
 def read_problems(path: str, most: int | None = None) -> list[Problem]:
-    """The first ``most`` problems of a JSONL file (unset: all).
+    """The first ``most`` problems of a JSONL file or a JSON list (unset: all).
 
     A row has ``question`` or ``prompt``, ``answer`` (what follows its last ``####``, as in GSM8K, where it has one),
-    and optionally ``problem_id`` (default: the line number) and ``steps``. Other columns are ignored.
+    and optionally ``problem_id`` (default: the number of the row, from 1) and ``steps``. Other columns are ignored.
 
     Raises:
         UserError: no such file, no rows, a row that cannot be read, or a repeated ``problem_id``.
@@ -32,18 +33,11 @@ def read_problems(path: str, most: int | None = None) -> list[Problem]:
     if not os.path.isfile(path):
         raise UserError(f"--problems.file {path}: no such file")
     problems: dict[str, Problem] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            if len(problems) == most:
-                break
-            problem = _parse(line, number, f"{path}, line {number}")
-            if problem.problem_id in problems:
-                raise UserError(f"{path}, line {number}: problem_id {problem.problem_id!r} was used before")
-            problems[problem.problem_id] = problem
-    if not problems:
-        raise UserError(f"{path} holds no problems: it needs one JSON object with question and answer a line")
+    for number, (where, row) in enumerate(islice(read_json_rows(path), most), start=1):
+        problem = _parse(row, number, where)
+        if problem.problem_id in problems:
+            raise UserError(f"{where}: problem_id {problem.problem_id!r} was used before; make them differ")
+        problems[problem.problem_id] = problem
     return list(problems.values())
 
 
@@ -60,13 +54,7 @@ def require_steps(problems: list[Problem], path: str) -> None:
             raise UserError(f"{path}, problem {problem.problem_id}: `steps` holds no right equation to label steps by")
 
 
-def _parse(line: str, number: int, where: str) -> Problem:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+def _parse(row: dict, number: int, where: str) -> Problem:
     question = next((row[key] for key in _QUESTION_KEYS if key in row), None)
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{where}: needs a text column `question` or `prompt`; it has {_names(row)}")
@@ -75,10 +63,10 @@ def _parse(line: str, number: int, where: str) -> Problem:
         raise UserError(f"{where}: needs a column `answer` with a text or a number; it has {_names(row)}")
     answer = str(answer).rpartition("####")[2].strip()
     if not answer:
-        raise UserError(f"{where}: `answer` is empty")
+        raise UserError(f"{where}: `answer` is empty; give it a text or remove the row")
     steps = row.get("steps")
     if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
-        raise UserError(f"{where}: `steps` must be a list of texts")
+        raise UserError(f"{where}: `steps` must be a list of texts, one a step")
     return Problem(str(row.get("problem_id", number)), question, answer, steps)
 
 

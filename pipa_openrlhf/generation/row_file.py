@@ -61,5 +61,5 @@ def _check_settings(path: str, settings_path: str, settings: dict) -> None:
         if before.get(name) != settings.get(name):
             raise UserError(
                 f"{path} was made with {name} {before.get(name)}, not {settings.get(name)}: "
-                "choose another output, or delete it"
+                "choose another output, or delete this one"
             )

@@ -11,10 +11,13 @@ from pipa_openrlhf.models.policy import Policy, PolicyActor, add_lora
 from pipa_openrlhf.models.value_head import ValueHead, load_value_head
 
 
-def build_policy(args: SimpleNamespace, with_value_head: bool, balances_experts: bool, ds_config: dict) -> PolicyActor:
+def build_policy(
+    args: SimpleNamespace, with_value_head: bool, fixed_value: float | None, balances_experts: bool, ds_config: dict
+) -> PolicyActor:
     """The policy: model, then LoRA, then the value head (all-linear LoRA would wrap a head attached before it).
 
     Args:
+        fixed_value: g of a policy that needs a value but has no head.
         balances_experts: the MoE balancing loss is wanted.
         ds_config: DeepSpeed's training config.
 
@@ -40,7 +43,7 @@ def build_policy(args: SimpleNamespace, with_value_head: bool, balances_experts:
                 )
         else:
             head = ValueHead(config.hidden_size, args.value.hidden_size or config.hidden_size, dtype)
-    actor = PolicyActor(Policy(lm, head, balances_experts))
+    actor = PolicyActor(Policy(lm, head, 0.5 if fixed_value is None else fixed_value, balances_experts))
     if args.model.gradient_checkpointing_enable:
         actor.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": args.model.gradient_checkpointing_reentrant}

@@ -1,5 +1,8 @@
 """The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it."""
 
+import math
+from typing import NamedTuple
+
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
@@ -9,8 +12,24 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.losses.token_terms import TokenTerms
 from pipa_openrlhf.models.output_head import install_chunked_head
 from pipa_openrlhf.models.value_head import ValueHead
+
+
+class PolicyOutput(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        log_f, u: [B, T] float32, 0 at tokens not asked for.
+        aux_loss: scalar, the MoE balancing loss, 0 where not wanted.
+        loss: scalar, of the terms that were asked for; None without any.
+    """
+
+    log_f: torch.Tensor
+    u: torch.Tensor
+    aux_loss: torch.Tensor
+    loss: torch.Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -18,16 +37,21 @@ class Policy(nn.Module):
 
     Attributes:
         lm: the causal language model, wrapped by PEFT under LoRA.
-        value_head: None where the objective has no learned value.
+        value_head: None where the objective has no learned value; g is then ``fixed_value`` everywhere.
         balances_experts: compute the MoE balancing loss too.
     """
 
     def __init__(
-        self, lm: PreTrainedModel | PeftModel, value_head: ValueHead | None = None, balances_experts: bool = False
+        self,
+        lm: PreTrainedModel | PeftModel,
+        value_head: ValueHead | None = None,
+        fixed_value: float = 0.5,
+        balances_experts: bool = False,
     ):
         super().__init__()
         self.lm = lm
         self.value_head = value_head
+        self.fixed_value = fixed_value
         self.balances_experts = balances_experts
         causal_lm = lm.get_base_model() if isinstance(lm, PeftModel) else lm
         # Plain references: registering them again would double their names in the state dict.
@@ -43,7 +67,8 @@ class Policy(nn.Module):
         targets: torch.Tensor,
         token_index: torch.Tensor,
         response_shape: tuple[int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        terms: TokenTerms | None = None,
+    ) -> PolicyOutput:
         """One forward pass for both heads, on the wanted response tokens only.
 
         Args:
@@ -53,9 +78,8 @@ class Policy(nn.Module):
             targets: [N] ids of those tokens.
             token_index: [N] their flat positions in [B * T].
             response_shape: (B, T).
-
-        Returns:
-            log f_t and u_t, each [B, T] float32, 0 at tokens not asked for; the MoE balancing loss, or 0.
+            terms: a token-separable loss of the N tokens, to be computed in the same pass as log f_t, which then
+                carries no gradient of its own.
         """
         options = {"output_router_logits": True} if self.balances_experts else {}
         output = self._backbone[0](
@@ -69,9 +93,21 @@ class Policy(nn.Module):
             zeros = values.new_zeros(response_shape[0] * response_shape[1])
             return zeros.index_copy(0, token_index, values).view(response_shape)
 
-        log_f = spread(self._output_head[0](hidden, targets))
-        u = torch.zeros_like(log_f) if self.value_head is None else spread(self.value_head(hidden))
-        return log_f, u, aux_loss
+        u = self._value_logits(hidden)
+        if terms is None:
+            return PolicyOutput(spread(self._output_head[0](hidden, targets)), spread(u), aux_loss)
+        log_f, loss = self._output_head[0](hidden, targets, u, terms)
+        if u.requires_grad:
+            # The same loss again with log f fixed: its value cancels, its gradient reaches the value head.
+            through_u = terms.loss(log_f, u)
+            loss = loss + (through_u - through_u.detach())
+        return PolicyOutput(spread(log_f), spread(u.detach()), aux_loss, loss)
+
+    def _value_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.value_head is not None:
+            return self.value_head(hidden)
+        g = self.fixed_value
+        return torch.full(hidden.shape[:1], math.log(g) - math.log1p(-g), device=hidden.device)
 
     def _balancing_loss(self, output, attention_mask: torch.Tensor | None) -> torch.Tensor:
         config = self._backbone[0].config
@@ -90,8 +126,8 @@ class PolicyActor(Actor):
         super().__init__(policy)
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """log f_t and u_t of ``batch``, each [B, T] float32, and the balancing loss; see :meth:`Policy.forward`."""
+    def forward(self, batch: Batch, terms: TokenTerms | None = None) -> PolicyOutput:
+        """The policy's output on ``batch``; see :meth:`Policy.forward`."""
         return self.model(
             batch.input_ids,
             batch.attention_mask,
@@ -100,6 +136,7 @@ class PolicyActor(Actor):
             batch.targets,
             batch.token_index,
             tuple(batch.labels.shape),
+            terms,
         )
 
 
@@ -119,7 +156,8 @@ def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | l
         bias="none",
     )
     try:
-        model = get_peft_model(lm, config)
+        # DeepSpeed keeps float32 masters itself, and ZeRO-3 needs all parameters of one dtype.
+        model = get_peft_model(lm, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"--ds.lora.target_modules: {str(error).splitlines()[0]}") from error
     if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):

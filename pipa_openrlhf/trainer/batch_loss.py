@@ -1,6 +1,5 @@
 """The loss of a global batch, one micro-batch at a time."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,8 @@ from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.losses.answers import Answers
 from pipa_openrlhf.losses.objectives import Objective
 from pipa_openrlhf.losses.reduction import BatchCounts, chosen_nll_weights, sft_term_weights, token_weights
+from pipa_openrlhf.losses.token_terms import TokenTerms
+from pipa_openrlhf.models.policy import PolicyOutput
 
 
 @dataclass(frozen=True)
@@ -41,44 +42,50 @@ class BatchLoss:
     objective: Objective
     settings: LossSettings
 
-    def value_logits(self, u: torch.Tensor) -> torch.Tensor:
-        """[B, T] value logits: the head's, or those of the fixed g."""
-        g = self.settings.fixed_value
-        return u if g is None else torch.full_like(u, math.log(g) - math.log1p(-g))
+    def token_terms(self, batch: Batch, counts: BatchCounts) -> TokenTerms:
+        """The loss of a token-separable objective as terms over the labelled tokens of ``batch``."""
 
-    def share(
-        self,
-        log_f: torch.Tensor,
-        u: torch.Tensor,
-        aux_loss: torch.Tensor,
-        batch: Batch,
-        counts: BatchCounts,
-        z0: torch.Tensor,
-    ) -> torch.Tensor:
+        def flat(values: torch.Tensor) -> torch.Tensor:
+            return values.flatten()[batch.token_index]
+
+        return TokenTerms(
+            self.objective.token_loss,
+            flat(batch.log_p),
+            flat(batch.labels),
+            flat(token_weights(batch.mask, self.settings.reduction, counts)),
+            flat(self._nll_weights(batch, counts)),
+        )
+
+    def share(self, output: PolicyOutput, batch: Batch, counts: BatchCounts, z0: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of the global loss.
 
         Args:
-            log_f, u: [B, T] float32.
-            aux_loss: scalar, the MoE balancing loss of this micro-batch.
+            output: of the policy on ``batch``.
             z0: scalar, KTO's reference point of the global batch.
 
         Returns:
             Scalar.
         """
-        settings = self.settings
-        if self.objective.token_loss is not None:
-            token_loss = self.objective.token_loss(log_f, batch.log_p, u, batch.labels)
-            loss = (token_loss * token_weights(batch.mask, settings.reduction, counts)).sum()
+        if output.loss is not None:
+            loss = output.loss
+        elif self.objective.token_loss is not None:
+            log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
+            loss = self.token_terms(batch, counts).loss(log_f, u)
         else:
-            loss = self.objective.answer_loss(answers_of(log_f, batch, z0)).sum() / counts.units
-        if settings.sft_coef:
-            loss = loss - settings.sft_coef * (log_f * sft_term_weights(batch.labels, batch.mask, counts)).sum()
-        if settings.nll_coef:
-            weights = chosen_nll_weights(batch.answer_label, batch.mask, counts)
-            loss = loss - settings.nll_coef * (log_f * weights).sum()
-        if settings.aux_coef:
-            loss = loss + settings.aux_coef * aux_loss * (len(batch.labels) / counts.sequences)
+            losses = self.objective.answer_loss(answers_of(output.log_f, batch, z0))
+            loss = losses.sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
+        if self.settings.aux_coef:
+            loss = loss + self.settings.aux_coef * output.aux_loss * (len(batch.labels) / counts.sequences)
         return loss
+
+    def _nll_weights(self, batch: Batch, counts: BatchCounts) -> torch.Tensor:
+        """[B, T] weights of -log f that make the SFT and NLL terms."""
+        weights = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        if self.settings.sft_coef:
+            weights = weights + self.settings.sft_coef * sft_term_weights(batch.labels, batch.mask, counts)
+        if self.settings.nll_coef:
+            weights = weights + self.settings.nll_coef * chosen_nll_weights(batch.answer_label, batch.mask, counts)
+        return weights
 
 
 def answers_of(log_f: torch.Tensor, batch: Batch, z0: torch.Tensor) -> Answers:

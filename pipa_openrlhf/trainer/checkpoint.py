@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 
+import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
@@ -18,6 +19,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -64,18 +67,25 @@ class EngineState:
         return {name: tensor.detach().float().cpu().clone() for name, tensor in tensors.items()}
 
     def write(self, parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        """Set what :meth:`read` returns, and the low-precision weight with it."""
+        """Set what :meth:`read` returns, and the weight that forward passes use with it."""
+        device = get_accelerator().current_device_name()
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         if self._masters:
             master = self._masters[id(parameter)]
             master.data.copy_(tensors["master"])
-            parameter.data.copy_(tensors["master"])
             for name in MOMENTS:
                 self._base_optimizer.state[master][name].copy_(tensors[name])
-            return
-        device = get_accelerator().current_device_name()
-        safe_set_full_fp32_param(parameter, tensors["master"].to(device))
-        for name in MOMENTS:
-            safe_set_full_optimizer_state(parameter, tensors[name].to(device), name)
+        elif hasattr(parameter, "ds_id"):
+            # DeepSpeed's full-tensor setter fails on sizes that the ranks do not divide.
+            safe_set_local_fp32_param(parameter, _partition(tensors["master"], parameter))
+            for name in MOMENTS:
+                safe_set_local_optimizer_state(parameter, _partition(tensors[name], parameter), name)
+        else:
+            safe_set_full_fp32_param(parameter, tensors["master"])
+            for name in MOMENTS:
+                safe_set_full_optimizer_state(parameter, tensors[name], name)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
+            parameter.data.copy_(tensors["master"])
 
     @property
     def updates(self) -> int:
@@ -91,6 +101,14 @@ class EngineState:
                 state["step"].fill_(count)
             elif "step" in state:
                 state["step"] = count
+
+
+def _partition(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """This rank's part of a tensor that ZeRO-3 cuts like ``parameter``: equal parts, the last one padded."""
+    size = parameter.ds_tensor.numel()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    padded = torch.nn.functional.pad(full.flatten(), (0, size * world_size - full.numel()))
+    return padded[rank * size : (rank + 1) * size]
 
 
 def save_checkpoint(folder: str, step: int, engine, strategy: Strategy, position: dict, max_num: int, max_gb: float):
@@ -147,7 +165,7 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
         for name, parameter in state.parameters():
             state.write(parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)})
     state.updates = record["updates"]
-    engine.lr_scheduler.load_state_dict(record["scheduler"])
+    engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **record["scheduler"]})
     for group, lr in zip(engine.optimizer.param_groups, record["scheduler"]["_last_lr"]):
         group["lr"] = lr
     if record["world_size"] == strategy.world_size:

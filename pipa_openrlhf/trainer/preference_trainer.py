@@ -66,6 +66,10 @@ class PreferenceTrainer:
         self.total_steps = self.steps_per_epoch * self.args.train.max_epochs
         self.micro_batch_size = self._usable_micro_batch_size()
         self.objective = self.loss.objective
+        # float16 gradients need DeepSpeed's loss scale, which is known in the backward pass only.
+        self.uses_single_pass_head = (
+            self.args.train.fused_head and self.objective.token_loss is not None and self.args.ds.param_dtype != "fp16"
+        )
         self._interrupted = False
 
     def resume(self, checkpoint: str) -> None:
@@ -73,8 +77,9 @@ class PreferenceTrainer:
         # DeepSpeed creates its optimizer state at the first update. A zero loss makes one without touching a weight
         # that is not overwritten right after.
         batch = self._micro_batch(np.array([0]), self.train_set).batch.to(device())
-        log_f, u, aux_loss = self.actor(batch)
-        self.strategy.backward((log_f.sum() + u.sum() + aux_loss) * 0.0, self.actor, is_last=True)
+        output = self.actor(batch)
+        nothing = (output.log_f.sum() + output.u.sum() + output.aux_loss) * 0.0
+        self.strategy.backward(nothing, self.actor, is_last=True)
         self.actor.model.step()
         saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.strategy.print)
         if saved["units"] != self.train_set.num_units or saved["batch_size"] != self.args.train.batch_size:
@@ -138,10 +143,10 @@ class PreferenceTrainer:
         for units in tqdm(shares, desc="Evaluation", disable=not self.strategy.is_rank_0(), leave=False):
             micro_batch = self._micro_batch(units, self.eval_set)
             batch = micro_batch.batch.to(device())
-            log_f, u, aux_loss = self._forward(batch)
+            output = self.actor(batch)
             if not micro_batch.is_idle:
-                loss = self.loss.share(log_f, u, aux_loss, batch, counts, z0)
-                totals += batch_sums(self.objective, log_f, u, batch, loss)
+                loss = self.loss.share(output, batch, counts, z0)
+                totals += batch_sums(self.objective, output.log_f, output.u, batch, loss)
         self.actor.model.train()
         return means(self.objective, self.strategy.all_reduce(totals), z0)
 
@@ -155,12 +160,13 @@ class PreferenceTrainer:
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
         for number, micro_batch in enumerate(micro_batches, start=1):
             batch = micro_batch.batch.to(device())
-            log_f, u, aux_loss = self._forward(batch)
-            loss = self.loss.share(log_f, u, aux_loss, batch, counts, z0)
+            terms = self.loss.token_terms(batch, counts) if self.uses_single_pass_head else None
+            output = self.actor(batch, terms)
+            loss = self.loss.share(output, batch, counts, z0)
             if micro_batch.is_idle:
                 loss = loss * 0.0
             else:
-                totals += batch_sums(self.objective, log_f, u, batch, loss.detach())
+                totals += batch_sums(self.objective, output.log_f.detach(), output.u, batch, loss.detach())
             self.strategy.backward(loss, self.actor, is_last=number == len(micro_batches))
         grad_norm = self._step_engine()
         totals[SUMS.index("interrupted")] = float(self._interrupted)
@@ -184,10 +190,6 @@ class PreferenceTrainer:
             "tokens_per_second": num_tokens / (time.monotonic() - started),
         }
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        log_f, u, aux_loss = self.actor(batch)
-        return log_f, self.loss.value_logits(u), aux_loss
-
     @torch.no_grad()
     def _reference_point(self, micro_batches: list["MicroBatch"]) -> torch.Tensor:
         """KTO's z0: mean log-ratio of the global batch's mismatched completions, at least 0; no gradient."""
@@ -197,7 +199,7 @@ class PreferenceTrainer:
         for micro_batch in micro_batches:
             if micro_batch.mismatched is not None:
                 batch = micro_batch.mismatched.to(device())
-                log_f, _, _ = self.actor(batch)
+                log_f = self.actor(batch).log_f
                 if micro_batch.num_mismatched:
                     log_ratio = answers_of(log_f, batch, totals[0]).log_ratio
                     totals[0] += log_ratio.double().sum()
@@ -224,7 +226,8 @@ class PreferenceTrainer:
         ]
         workers = self.args.data.dataloader_num_workers
         steps = _Steps(plan, partial(self._micro_batch, data=self.train_set))
-        loader = DataLoader(steps, batch_size=None, num_workers=workers)
+        # With a generator of its own the loader leaves the one that dropout draws from alone, as resuming needs.
+        loader = DataLoader(steps, batch_size=None, num_workers=workers, generator=torch.Generator())
         return zip(batches, loader)
 
     def _micro_batch(self, units: np.ndarray, data: TrainingSet) -> "MicroBatch":

@@ -64,7 +64,9 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
     if separate_prior:
         fill_from_separate_model(args, cache, scored, strategy, tokenizer.pad_token_id)
     with_value_head = objective.needs_value_head and settings.fixed_value is None
-    actor = build_policy(args, with_value_head, settings.aux_coef > 0, strategy.get_ds_train_config())
+    actor = build_policy(
+        args, with_value_head, settings.fixed_value, settings.aux_coef > 0, strategy.get_ds_train_config()
+    )
     actor, _, _ = strategy.prepare((actor, _optimizer_config(args, steps)))
     if cache is not None and not separate_prior:
         fill_from_policy(args, cache, scored, actor, strategy, tokenizer.pad_token_id)

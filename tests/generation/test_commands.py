@@ -136,8 +136,11 @@ def test_sample_refuses_other_settings_in_the_same_file(sample_flags, capsys):
     [
         ({"--model.model_name_or_path": "/nowhere/at/all"}, "--model.model_name_or_path"),
         ({"--problems.file": "/nowhere.jsonl"}, "--problems.file"),
-        ({"--sample.num_answers": "0"}, "num_samples"),
-        ({"--sample.top_p": "1.5"}, "top_p"),
+        ({"--sample.num_answers": "0"}, "--sample.num_answers must be at least 1"),
+        ({"--problems.max": "0"}, "--problems.max must be at least 1"),
+        ({"--sample.top_p": "1.5"}, "--sample.top_p"),
+        ({"--sample.temperature": "-1"}, "--sample.temperature"),
+        ({"--data.tokenizer_chat_template": "{{ x }}"}, "needs --data.apply_chat_template"),
         ({"--data.input_template": "{} {x}"}, "--data.input_template"),
     ],
 )
@@ -166,8 +169,10 @@ def test_evaluate_writes_results_and_summary_and_keeps_them(flags, tmp_path, cap
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["right"], summary["n"], summary["no_answer"]) == (1, 2, 0)
 
-    assert call(evaluate, flags) == 1
-    assert "--evaluate.overwrite" in capsys.readouterr().err
+    assert call(evaluate, flags) == 0  # finished: the same line again
+    assert "accuracy 50.0% (1 of 2)" in capsys.readouterr().out
+    assert call(evaluate, flags | {"--problems.max": "1"}) == 1
+    assert "num_problems 2, not 1" in capsys.readouterr().err
     assert call(evaluate, flags | {"--problems.max": "1"}, "--evaluate.overwrite") == 0
     assert json.loads((folder / "summary.json").read_text())["n"] == 1
 

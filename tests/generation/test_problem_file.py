@@ -24,7 +24,7 @@ def test_reads_our_own_format_and_gsm8k(tmp_path):
     assert read_problems(path) == [
         Problem("a", "1 + 1?", "2", ["1 + 1 = 2", "#### 2"]),
         Problem("2", "Natalia?", "1,072", None),
-        Problem("4", "2 + 2?", "4", None),
+        Problem("3", "2 + 2?", "4", None),
     ]
     assert len(read_problems(path, most=2)) == 2
 
@@ -32,7 +32,7 @@ def test_reads_our_own_format_and_gsm8k(tmp_path):
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ("{", ["line 2", "not JSON"]),
+        ("{", ["line 2", "not valid JSON"]),
         ([1], ["line 2", "object"]),
         ({"answer": "2"}, ["line 2", "`question` or `prompt`", "answer"]),
         ({"question": " ", "answer": "2"}, ["line 2", "question"]),
@@ -55,7 +55,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, words):
 def test_no_file_and_no_rows(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_problems(str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="holds no problems"):
+    with pytest.raises(UserError, match="empty"):
         read_problems(write(tmp_path / "empty.jsonl", ""))
 
 

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import read_jsonl, run_module, train, write_jsonl
 from reference import pipa_loss, token_log_probs, value_logits
 from safetensors.torch import load_file
+from tiny import read_jsonl, run_module, train, write_jsonl
 
 EOS = 257
 # Eight answers to four problems, each right one beside a wrong one.
