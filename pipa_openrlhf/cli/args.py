@@ -258,7 +258,14 @@ def _pipa_flags(parser):
 
 
 def _speed_flags(parser):
-    parser.add_argument(
+    add = parser.add_argument
+    add(
+        "--train.group_by_length",
+        type=_true_false,
+        default=True,
+        help="true|false: batches of similar length, shuffled, for little padding; false: OpenRLHF's order",
+    )
+    add(
         "--train.fused_head",
         type=_true_false,
         default=True,
@@ -276,7 +283,7 @@ def _objective_module_flag(parser):
 
 
 def _dpo_flags(parser):
-    parser.set_defaults(**{"data.pairing": "paired"})
+    parser.set_defaults(**{"data.pairing": "paired", "train.group_by_length": False})
     parser.add_argument(
         "--dpo.step_loss",
         type=str,

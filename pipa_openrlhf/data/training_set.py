@@ -30,6 +30,12 @@ class TrainingSet:
         """Indices into ``samples`` of the answers of ``units``, in order."""
         return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
 
+    @property
+    def unit_lengths(self) -> np.ndarray:
+        """[num_units] tokens of each unit; of a pair, its longer answer."""
+        lengths = np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
+        return lengths.reshape(-1, self.unit_size).max(axis=1)
+
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""
         return self.samples + [sample for sample in self.mismatched if sample is not None]

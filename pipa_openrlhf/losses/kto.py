@@ -48,10 +48,10 @@ def step_kto_loss(answers: Answers, beta: float, desirable_weight: float, undesi
 
     Steps without a token inside the mask have no term. Returns [B].
     """
-    rows, steps = answers.step_ids.shape[0], int(answers.step_ids.max()) + 1
 
     def per_step(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(rows, steps).scatter_add(1, answers.step_ids, values)
+        # A step has at least one token, so there are at most T of them.
+        return torch.zeros_like(values).scatter_add(1, answers.step_ids, values)
 
     mask = answers.mask.to(answers.log_ratio.dtype)
     tokens = per_step(mask)

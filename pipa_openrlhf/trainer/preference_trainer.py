@@ -70,6 +70,7 @@ class PreferenceTrainer:
         self.uses_single_pass_head = (
             self.args.train.fused_head and self.objective.token_loss is not None and self.args.ds.param_dtype != "fp16"
         )
+        self.lengths = self.train_set.unit_lengths if self.args.train.group_by_length else None
         self._interrupted = False
 
     def resume(self, checkpoint: str) -> None:
@@ -82,12 +83,12 @@ class PreferenceTrainer:
         self.strategy.backward(nothing, self.actor, is_last=True)
         self.actor.model.step()
         saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.strategy.print)
-        if saved["units"] != self.train_set.num_units or saved["batch_size"] != self.args.train.batch_size:
-            raise UserError(
-                f"{checkpoint} belongs to {saved['units']} samples in batches of {saved['batch_size']}, this "
-                f"run has {self.train_set.num_units} in batches of {self.args.train.batch_size}: use the same data "
-                "and --train.batch_size, or another --ckpt.output_dir"
-            )
+        for name, now in self._what_orders_batches().items():
+            if saved[name] != now:
+                raise UserError(
+                    f"{checkpoint} was written with {name} = {saved[name]}, this run has {now}: its batches would "
+                    "differ; use the same data and flags, or another --ckpt.output_dir"
+                )
         self.position = Position(saved["step"], saved["num_tokens"])
         self.strategy.print(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
 
@@ -110,7 +111,7 @@ class PreferenceTrainer:
         try:
             for epoch in range(self.position.step // self.steps_per_epoch, self.args.train.max_epochs):
                 batches = global_batches(
-                    self.train_set.num_units, self.args.train.batch_size, self.args.train.seed, epoch
+                    self.train_set.num_units, self.args.train.batch_size, self.args.train.seed, epoch, self.lengths
                 )
                 for batch, micro_batches in self._load_epoch(batches[self.position.step % self.steps_per_epoch :]):
                     row = self._train_step(batch, micro_batches)
@@ -137,7 +138,11 @@ class PreferenceTrainer:
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
         self.actor.model.eval()
         shares = rank_micro_batches(
-            everything, self.strategy.get_rank(), self.strategy.world_size, self.micro_batch_size
+            everything,
+            self.strategy.get_rank(),
+            self.strategy.world_size,
+            self.micro_batch_size,
+            self.eval_set.unit_lengths,
         )
         z0 = self._reference_point([self._micro_batch(units, self.eval_set) for units in shares])
         for units in tqdm(shares, desc="Evaluation", disable=not self.strategy.is_rank_0(), leave=False):
@@ -220,10 +225,8 @@ class PreferenceTrainer:
         return float(reported if reported is not None else norm)
 
     def _load_epoch(self, batches: list[np.ndarray]):
-        plan = [
-            rank_micro_batches(batch, self.strategy.get_rank(), self.strategy.world_size, self.micro_batch_size)
-            for batch in batches
-        ]
+        rank, world_size = self.strategy.get_rank(), self.strategy.world_size
+        plan = [rank_micro_batches(batch, rank, world_size, self.micro_batch_size, self.lengths) for batch in batches]
         workers = self.args.data.dataloader_num_workers
         steps = _Steps(plan, partial(self._micro_batch, data=self.train_set))
         # With a generator of its own the loader leaves the one that dropout draws from alone, as resuming needs.
@@ -246,6 +249,15 @@ class PreferenceTrainer:
         log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
         return collate(samples, log_p, self.pad_token_id, self.args.ds.packing_samples)
 
+    def _what_orders_batches(self) -> dict[str, int | bool]:
+        train = self.args.train
+        return {
+            "answers or pairs": self.train_set.num_units,
+            "--train.batch_size": train.batch_size,
+            "--train.seed": train.seed,
+            "--train.group_by_length": train.group_by_length,
+        }
+
     def _usable_micro_batch_size(self) -> int:
         asked, batch_size = self.args.train.micro_batch_size, self.args.train.batch_size
         share = math.ceil(batch_size / self.strategy.world_size)
@@ -265,12 +277,7 @@ class PreferenceTrainer:
         step = self.position.step
         due = self._is_due(self.args.ckpt.save_steps, every_epoch=False)
         if (due and not self.args.ckpt.disable_ds) or self._interrupted:
-            saved = {
-                "step": step,
-                "num_tokens": self.position.num_tokens,
-                "units": self.train_set.num_units,
-                "batch_size": self.args.train.batch_size,
-            }
+            saved = {"step": step, "num_tokens": self.position.num_tokens, **self._what_orders_batches()}
             ckpt = self.args.ckpt
             save_checkpoint(
                 self.checkpoint_folder, step, self.actor.model, self.strategy, saved, ckpt.max_num, ckpt.max_mem

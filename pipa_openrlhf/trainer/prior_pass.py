@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pipa_openrlhf.data.batch import Batch, collate
+from pipa_openrlhf.data.plan import token_budget_batches
 from pipa_openrlhf.data.prior_cache import PriorCache
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
@@ -110,13 +111,16 @@ def fill_cache(
         samples: those without an entry, the same list on every rank.
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
         packed: pack micro-batches into one row.
-        micro_batch_size: sequences a forward pass.
+        micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
 
     Raises:
         UserError: a rank cannot see what another one wrote.
     """
-    by_length = sorted(samples, key=lambda sample: -len(sample.input_ids))
-    batches = [by_length[start : start + micro_batch_size] for start in range(0, len(by_length), micro_batch_size)]
+    lengths = [len(sample.input_ids) for sample in samples]
+    # No more padded tokens than the largest training micro-batch, and no graph: the pass cannot raise the peak memory.
+    batches = [
+        [samples[index] for index in batch] for batch in token_budget_batches(lengths, micro_batch_size * max(lengths))
+    ]
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()

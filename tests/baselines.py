@@ -1,0 +1,141 @@
+"""An independent float64 computation of the baselines' batch loss and metrics, from whole logits and plain loops."""
+
+import math
+from dataclasses import dataclass
+
+from reference import token_log_probs
+from tiny import make_tokenizer
+
+EOS = 257
+BETA = 0.1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer with everything that a formula needs, one entry a response token."""
+
+    prompt: str
+    response: list[int]
+    labels: list[int]
+    step_ids: list[int]
+    right: int
+    log_f: list[float]
+    log_p: list[float]
+
+    @property
+    def r(self) -> list[float]:
+        return [f - p for f, p in zip(self.log_f, self.log_p)]
+
+    @property
+    def R(self) -> float:
+        return sum(self.r)
+
+
+def ids(text: str) -> list[int]:
+    return make_tokenizer()(text, add_special_tokens=False).input_ids
+
+
+def scored(models, prompt: str, steps: list[str], labels: list[int], annotation: str) -> Scored:
+    """Tokens by the text rule: a separator belongs to the step before it, eos to the last step."""
+    texts = [step + "\n" for step in steps[:-1]] + [steps[-1]]
+    tokens = [ids(text) for text in texts]
+    tokens[-1] = tokens[-1] + [EOS]
+    response = sum(tokens, [])
+    step_labels = labels if annotation == "step" else [labels[-1]] * len(labels)
+    return Scored(
+        prompt=prompt,
+        response=response,
+        labels=[label for label, some in zip(step_labels, tokens) for _ in some],
+        step_ids=[number for number, some in enumerate(tokens) for _ in some],
+        right=labels[-1],
+        log_f=list(token_log_probs(models / "policy", ids(prompt), response)),
+        log_p=list(token_log_probs(models / "prior", ids(prompt), response)),
+    )
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def pairs_of(answers: list[Scored]) -> list[tuple[Scored, Scored]]:
+    return list(zip(answers[0::2], answers[1::2]))
+
+
+def dpo(answers: list[Scored], smoothing: float = 0.0, step_loss: str = "") -> float:
+    """Mean over pairs; ``l0`` leaves the right steps of the rejected answer out, ``l1`` changes no value."""
+    losses = []
+    for chosen, rejected in pairs_of(answers):
+        left_out = sum(r for r, c in zip(rejected.r, rejected.labels) if c) if step_loss == "l0" else 0.0
+        preferred = sigmoid(BETA * (chosen.R - (rejected.R - left_out)))
+        losses.append(-(1 - smoothing) * math.log(preferred) - smoothing * math.log(1 - preferred))
+    return mean(losses)
+
+
+def ipo(answers: list[Scored]) -> float:
+    return mean((chosen.R - rejected.R - 1 / (2 * BETA)) ** 2 for chosen, rejected in pairs_of(answers))
+
+
+def chosen_nll(answers: list[Scored]) -> float:
+    """OpenRLHF's NLL term: mean over a chosen answer's tokens, then over chosen answers."""
+    return mean(-mean(one.log_f) for one in answers if one.right)
+
+
+def sft_term(answers: list[Scored]) -> float:
+    """Mean over an answer's right tokens, then over the answers that have any."""
+    right = [[f for f, c in zip(one.log_f, one.labels) if c] for one in answers]
+    return mean(-mean(some) for some in right if some)
+
+
+def reference_point(models, answers: list[Scored], max_len: int = 512) -> float:
+    """z0: mean R of prompt i with the answer of the next record of another problem that fits, at least 0."""
+    ratios = []
+    for i, own in enumerate(answers):
+        for step in range(1, len(answers)):
+            other = answers[(i + step) % len(answers)]
+            if other.prompt != own.prompt and len(ids(own.prompt)) + len(other.response) <= max_len:
+                f, p = (
+                    token_log_probs(models / name, ids(own.prompt), other.response) for name in ("policy", "prior")
+                )
+                ratios.append(float((f - p).sum()))
+                break
+    return max(0.0, mean(ratios)) if ratios else 0.0
+
+
+def kto_term(R: float, right: int, z0: float, weights=(1.0, 1.0)) -> float:
+    return weights[0] * sigmoid(-BETA * (R - z0)) if right else weights[1] * sigmoid(-BETA * (z0 - R))
+
+
+def kto(answers: list[Scored], z0: float, weights=(1.0, 1.0)) -> float:
+    return mean(kto_term(one.R, one.right, z0, weights) for one in answers)
+
+
+def step_kto(answers: list[Scored], z0: float) -> float:
+    """One term a step, summed over an answer's steps."""
+    losses = []
+    for one in answers:
+        total = 0.0
+        for number in range(max(one.step_ids) + 1):
+            inside = [t for t, step in enumerate(one.step_ids) if step == number]
+            total += kto_term(sum(one.r[t] for t in inside), one.labels[inside[0]], z0)
+        losses.append(total)
+    return mean(losses)
+
+
+def answer_metrics(answers: list[Scored], scale: float) -> dict[str, float]:
+    """What every objective with a prior logs, by hand."""
+    right, wrong = ([one for one in answers if one.right == label] for label in (1, 0))
+    chosen, rejected = mean(one.R for one in right), mean(one.R for one in wrong)
+    return {
+        "rewards/chosen": scale * chosen,
+        "rewards/rejected": scale * rejected,
+        "rewards/margins": scale * (chosen - rejected),
+        "logratio/chosen": chosen,
+        "logratio/rejected": rejected,
+        "logps/chosen": mean(sum(one.log_f) for one in right),
+        "logps/rejected": mean(sum(one.log_f) for one in wrong),
+    }

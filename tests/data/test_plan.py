@@ -1,0 +1,83 @@
+"""Order of the data, its independence of ranks, and how much of a padded batch is padding."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipa_openrlhf.data.plan import global_batches, rank_micro_batches, token_budget_batches
+from pipa_openrlhf.distributed.upstream import DistributedSampler
+
+
+def lognormal_lengths(number: int, seed: int = 0) -> np.ndarray:
+    return np.maximum(8, np.random.default_rng(seed).lognormal(5.0, 0.6, number)).astype(np.int64)
+
+
+def padding(micro_batches, lengths) -> float:
+    padded = sum(len(batch) * lengths[batch].max() for batch in micro_batches if len(batch))
+    return 1 - sum(lengths[batch].sum() for batch in micro_batches) / padded
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ungrouped_order_is_upstreams(world_size):
+    """What upstream's sampler hands to each rank, batch by batch, is what our ranks run."""
+    batches = global_batches(num_units=64, batch_size=16, seed=7, epoch=3)
+    for rank in range(world_size):
+        sampler = DistributedSampler(range(64), num_replicas=world_size, rank=rank, shuffle=True, seed=7)
+        sampler.set_epoch(3)
+        upstream = list(sampler)
+        ours = [unit for batch in batches for micro in rank_micro_batches(batch, rank, world_size, 3) for unit in micro]
+        assert ours == upstream
+
+
+@given(
+    num_units=st.integers(1, 200),
+    batch_size=st.integers(1, 40),
+    world_size=st.integers(1, 5),
+    micro=st.integers(1, 9),
+    grouped=st.booleans(),
+)
+def test_every_unit_is_run_once_an_epoch(num_units, batch_size, world_size, micro, grouped):
+    lengths = lognormal_lengths(num_units) if grouped else None
+    batches = global_batches(num_units, batch_size, seed=1, epoch=0, lengths=lengths)
+    assert sorted(np.concatenate(batches)) == list(range(num_units))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    for batch in batches:
+        plans = [rank_micro_batches(batch, rank, world_size, micro, lengths) for rank in range(world_size)]
+        assert len({len(plan) for plan in plans}) == 1, "every rank runs the same number of micro-batches"
+        assert all(len(units) <= micro for plan in plans for units in plan)
+        assert sorted(unit for plan in plans for units in plan for unit in units) == sorted(batch)
+
+
+@pytest.mark.parametrize("batch_size, micro", [(16, 16), (16, 4), (128, 8), (256, 8)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_grouping_leaves_at_most_five_percent_padding(batch_size, micro, world_size):
+    lengths = lognormal_lengths(2000)
+    run = [
+        units
+        for batch in global_batches(2000, batch_size, seed=0, epoch=0, lengths=lengths)
+        for rank in range(world_size)
+        for units in rank_micro_batches(batch, rank, world_size, micro, lengths)
+    ]
+    assert padding(run, lengths) <= 0.05
+    ungrouped = global_batches(2000, batch_size, seed=0, epoch=0)
+    shares = [units for batch in ungrouped for units in rank_micro_batches(batch, 0, 1, micro)]
+    assert padding(shares, lengths) > 0.2, "the lengths are spread enough for the test to mean something"
+
+
+def test_grouped_batches_are_shuffled_and_differ_by_epoch():
+    lengths = lognormal_lengths(800)
+    first, second = (global_batches(800, 8, seed=0, epoch=epoch, lengths=lengths) for epoch in (0, 1))
+    means = [lengths[batch].mean() for batch in first]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
+    assert any(set(one) != set(other) for one, other in zip(first, second))
+    again = global_batches(800, 8, seed=0, epoch=0, lengths=lengths)
+    assert all((one == other).all() for one, other in zip(first, again))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
+def test_token_budget_batches(lengths, budget):
+    batches = token_budget_batches(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
