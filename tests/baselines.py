@@ -91,19 +91,27 @@ def sft_term(answers: list[Scored]) -> float:
     return mean(-mean(some) for some in right if some)
 
 
-def reference_point(models, answers: list[Scored], max_len: int = 512) -> float:
-    """z0: mean R of prompt i with the answer of the next record of another problem that fits, at least 0."""
+def mismatch_ratios(models, answers: list[Scored], max_len: int = 512) -> list[float | None]:
+    """R of every prompt with the answer of the next record, cyclically, that is of another problem and fits."""
     ratios = []
     for i, own in enumerate(answers):
-        for step in range(1, len(answers)):
-            other = answers[(i + step) % len(answers)]
-            if other.prompt != own.prompt and len(ids(own.prompt)) + len(other.response) <= max_len:
-                f, p = (
-                    token_log_probs(models / name, ids(own.prompt), other.response) for name in ("policy", "prior")
-                )
-                ratios.append(float((f - p).sum()))
-                break
-    return max(0.0, mean(ratios)) if ratios else 0.0
+        others = [answers[(i + step) % len(answers)] for step in range(1, len(answers))]
+        room = max_len - len(ids(own.prompt))
+        fitting = [one.response for one in others if one.prompt != own.prompt and len(one.response) <= room]
+        if fitting:
+            log_f, log_p = (
+                token_log_probs(models / name, ids(own.prompt), fitting[0]) for name in ("policy", "prior")
+            )
+            ratios.append(float((log_f - log_p).sum()))
+        else:
+            ratios.append(None)
+    return ratios
+
+
+def reference_point(ratios: list[float | None]) -> float:
+    """z0 of the answers of one batch: the mean of their mismatches' R, at least 0."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    return max(0.0, mean(known)) if known else 0.0
 
 
 def kto_term(R: float, right: int, z0: float, weights=(1.0, 1.0)) -> float:

@@ -63,7 +63,8 @@ def load_samples(
     name, records = read_records(rows, flags)
     why = "by its columns" if flags.format == "auto" else "by --data.format"
     say(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
-    if pairs_only and "data.pairing" not in args.given and any(record.pair_id is None for record in records):
+    asked_to_match = "data.pairing" in args.given and flags.pairing == "paired"
+    if pairs_only and not asked_to_match and any(record.pair_id is None for record in records):
         raise UserError(
             f"{dataset} holds single answers and this objective compares pairs: give --data.pairing paired to match "
             "each right answer with a wrong one of the same problem"

@@ -2,15 +2,17 @@
 
 import baselines
 import pytest
-from baselines import BETA, answer_metrics, reference_point, scored
+from baselines import BETA, answer_metrics, mismatch_ratios, reference_point, scored
 from tiny import flags, run_in_process, train, write_jsonl
 
-# Four problems, each with a right and a wrong answer; the last problem's prompts and answers are the longest.
+from pipa_openrlhf.distributed.upstream import DistributedSampler
+
+# Four problems, each with a right and a wrong answer. The last one's prompt is the longest.
 PAIRS = [
     ("1+1?\n", ["a=2", "so 2"], ["a=3", "so 3"], [1, 0]),
-    ("2+2=\n", ["4"], ["it is", "5"], [1, 0]),
-    ("Q ", ["x", "y", "zz"], ["x", "n", "no"], [1, 0, 0]),
-    ("What is your name?", ["My name is Bo"], ["My", "name is not for you"], [1, 0]),
+    ("2+2=\n", ["hm"], ["it is", "5"], [1, 0]),
+    ("Q ", ["x", "so", "zz"], ["x", "n", "no"], [1, 0, 0]),
+    ("What is your name?", ["I am Bo"], ["My name", "is not for you"], [1, 0]),
 ]
 PAIRED = [
     {"prompt": prompt, "chosen": right, "rejected": wrong, "rejected_labels": labels}
@@ -38,7 +40,7 @@ def answers(tiny_models):
 
 @pytest.fixture(scope="module")
 def z0(tiny_models, answers):
-    return reference_point(tiny_models, answers["answer"])
+    return reference_point(mismatch_ratios(tiny_models, answers["answer"]))
 
 
 @pytest.fixture(scope="module")
@@ -161,27 +163,31 @@ def test_the_sft_term_is_the_mean_over_the_answers_that_have_right_tokens(tiny_m
         scored(tiny_models, row["prompt"], row["completions"], [int(c) for c in row["labels"]], "answer")
         for row in rows
     ]
-    z0 = reference_point(tiny_models, ours)
+    z0 = reference_point(mismatch_ratios(tiny_models, ours))
     [row] = train("train_kto", *run_flags(rows, "run", **{"kto.sft_coef": 1.0, "train.micro_batch_size": 1}))
     assert row["loss"] == pytest.approx(baselines.kto(ours, z0) - baselines.mean(ours[0].log_f), rel=1e-4)
 
 
-def test_the_last_partial_batch_is_a_mean_over_its_own_answers(tiny_models, answers, run_flags):
-    """Three answers a batch: the third batch holds two, and its z0 is that of their own mismatches."""
-    changes = {"train.batch_size": 3, "train.micro_batch_size": 2, "adam.lr": 0}
+def test_batches_and_the_last_partial_one_have_their_own_reference_point(tiny_models, answers, run_flags):
+    """Three answers a batch, then two; mismatches are fixed by the data set, z0 is the mean over the batch's own."""
     ours = answers["answer"]
-    # With a learning rate of zero every batch meets the first model: the batches' sums are those of the whole.
-    rows = train("train_kto", *run_flags(UNPAIRED, "kto", **changes))
-    assert len(rows) == 3 and rows[-1]["epoch"] == 1.0
-    sizes = [3, 3, 2]
-    counted = [(row["rewards/chosen"], row["rewards/rejected"]) for row in rows]
-    assert all(value is None or isinstance(value, float) for pair in counted for value in pair)
-    # DPO has the same pairs whatever the batch, so the size-weighted mean of its batches is the whole mean.
-    rows = train("train_dpo", *run_flags(PAIRED, "dpo", **changes))
-    assert [row["step"] for row in rows] == [1, 2]
-    weighted = sum(row["loss"] * size for row, size in zip(rows, (3, 1))) / 4
-    assert weighted == pytest.approx(baselines.dpo(ours), rel=1e-4)
-    assert sizes[-1] == 2
+    ratios = mismatch_ratios(tiny_models, ours)
+    order = list(DistributedSampler(range(8), num_replicas=1, rank=0, shuffle=True, seed=42))
+    # With a learning rate of zero every batch meets the model that the formulas use.
+    changes = {"train.batch_size": 3, "train.micro_batch_size": 2, "train.group_by_length": "false", "adam.lr": 0}
+    rows = train("train_kto", *run_flags(UNPAIRED, "run", **changes))
+    assert len(rows) == 3
+    for row, members in zip(rows, (order[:3], order[3:6], order[6:])):
+        z0 = reference_point([ratios[index] for index in members])
+        assert row["kl"] == pytest.approx(z0, rel=1e-4)
+        assert row["loss"] == pytest.approx(baselines.kto([ours[index] for index in members], z0), rel=1e-4)
+
+
+def test_the_last_partial_batch_of_pairs_is_a_mean_over_its_own_pairs(answers, run_flags):
+    changes = {"train.batch_size": 3, "train.micro_batch_size": 2, "adam.lr": 0}
+    rows = train("train_dpo", *run_flags(PAIRED, "run", **changes))
+    assert len(rows) == 2
+    assert (3 * rows[0]["loss"] + rows[1]["loss"]) / 4 == pytest.approx(baselines.dpo(answers["answer"]), rel=1e-4)
 
 
 def test_single_answers_are_not_matched_into_pairs_unasked(run_flags, capsys):
@@ -208,14 +214,14 @@ def test_answers_of_one_problem_have_no_mismatch_and_z0_is_zero(tiny_models, run
 
 
 def test_a_mismatch_that_does_not_fit_is_passed_over(tiny_models, answers, run_flags):
-    """With 26 tokens the longest prompt cannot take the next answers, only a shorter one further on."""
+    """The longest prompt has no room for the first problem's answers; the next one that fits is the second's."""
     ours = answers["answer"]
     lengths = [len(baselines.ids(one.prompt)) + len(one.response) for one in ours]
-    max_len = max(lengths[:7])
+    max_len = lengths[6]
     kept = [one for one, length in zip(ours, lengths) if length <= max_len]
-    assert len(kept) == 7
-    z0 = reference_point(tiny_models, kept, max_len)
-    assert z0 != pytest.approx(reference_point(tiny_models, kept), rel=1e-3)
+    assert kept == ours[:7]
+    z0 = reference_point(mismatch_ratios(tiny_models, kept, max_len))
+    assert z0 != pytest.approx(reference_point(mismatch_ratios(tiny_models, kept)), rel=1e-3)
     changes = {"data.max_len": max_len, "train.micro_batch_size": 3}
     [row] = train("train_kto", *run_flags(UNPAIRED, "run", **changes))
     assert row["kl"] == pytest.approx(z0, rel=1e-4)
@@ -233,5 +239,6 @@ def test_one_prior_pass_serves_every_objective_and_mismatches_need_one_more_once
     assert misses("train_pipa", UNPAIRED, "pipa_n", **{"pipa.variant": "n", "data.annotation": "step"}) == (8, 0)
     assert misses("train_dpo", PAIRED, "dpo") == (8, 0)
     assert misses("train_dpo", PAIRED, "ipo", **{"model.ipo_enable": True}) == (8, 0)
-    assert misses("train_kto", UNPAIRED, "kto") == (8, 8)
+    # Both answers of a problem are mismatched with the same one: four new prompt and answer pairs for eight records.
+    assert misses("train_kto", UNPAIRED, "kto") == (12, 4)
     assert misses("train_kto", PAIRED, "step_kto", **{"data.annotation": "step"}) == (16, 0)
