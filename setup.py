@@ -47,7 +47,7 @@ setup(
     ],
     extras_require={
         "openrlhf": ["openrlhf==0.11.2"],
-        "dev": ["pytest", "hypothesis", "ruff", "pyarrow"],
+        "dev": ["pytest", "hypothesis", "ruff", "pyarrow", "trl==1.16.0"],
         "quickstart": ["gguf"],
         "wandb": ["wandb"],
     },

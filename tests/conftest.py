@@ -1,7 +1,22 @@
 """Fixtures that every part of the tests shares."""
 
-import pytest
-from tiny import make_model, make_tokenizer
+import os
+
+# Before torch is imported: two processes of two threads each on a small machine slow each other down tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+from tiny import flags, make_model, make_tokenizer, write_jsonl  # noqa: E402
+
+# Three batches of four an epoch, the last of them partial.
+ROWS = [
+    {
+        "prompt": f"{n}+{n}?\n",
+        "completions": ["x" * (n % 4 + 1), f"so {n + n + n % 3}"],
+        "labels": [n % 4 > 0, n % 3 == 0],
+    }
+    for n in range(10)
+]
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +27,33 @@ def tiny_models(tmp_path_factory):
         make_model(seed).save_pretrained(root / name)
         make_tokenizer().save_pretrained(root / name)
     return root
+
+
+@pytest.fixture
+def small_run(tiny_models, tmp_path):
+    """``small_run(output, **{"flag": value})`` -> the flags of a run: six steps, checkpoints after each."""
+    data = write_jsonl(tmp_path / "data.jsonl", ROWS)
+
+    def make(output, **changes) -> list[str]:
+        return flags(
+            {
+                "model.model_name_or_path": tiny_models / "policy",
+                "prior.model_name_or_path": tiny_models / "prior",
+                "prior.cache_dir": tmp_path / "cache",
+                "data.dataset": data,
+                "data.annotation": "step",
+                "pipa.variant": "n",
+                "ds.param_dtype": "fp32",
+                "ds.zero_stage": 0,
+                "train.batch_size": 4,
+                "train.micro_batch_size": 2,
+                "train.max_epochs": 2,
+                "adam.lr": 0.01,
+                "ckpt.save_steps": 1,
+                "ckpt.max_num": 99,
+                "ckpt.output_dir": tmp_path / output,
+                **changes,
+            }
+        )
+
+    return make

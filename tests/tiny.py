@@ -65,7 +65,10 @@ def read_jsonl(path) -> list[dict]:
 
 def start_module(module: str, *flags, ranks: int = 0) -> subprocess.Popen:
     """The real command line: ``python -m`` (ranks=0), or the deepspeed launcher's per-rank environment."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Training in this process leaves the variables of its group of one behind.
+    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     launcher = [sys.executable, "-m"]
     if ranks:
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]

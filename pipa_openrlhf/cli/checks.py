@@ -73,6 +73,8 @@ def check_training(args: SimpleNamespace, say=print) -> None:
     _OBJECTIVE_CHECKS[args.module](args, say)
     _check_hardware_flags(args)
     for name in (*_WITHOUT_EFFECT[args.module], "ref.offload", "ds.use_universal_ckpt"):
+        if name == "model.beta" and flat.get("pipa.objective_module"):
+            continue  # the user's objective gets it
         if name in args.given and flat[name] != _default(args.module, name):
             say(f"--{name} has no effect in {args.module}")
 
@@ -129,6 +131,10 @@ def _check_path(path: str, name: str) -> None:
 
 
 def _check_pipa(args: SimpleNamespace, say) -> None:
+    if args.pipa.objective_module:
+        _check_beta(args)
+        if "pipa.variant" in args.given:
+            say("--pipa.variant has no effect with --pipa.objective_module")
     fixed = args.pipa.fixed_value
     if fixed is not None:
         if not 0 < fixed < 1:
@@ -197,6 +203,8 @@ def _check_hardware_flags(args: SimpleNamespace) -> None:
             raise UserError("--ds.load_in_4bit needs LoRA: give --ds.lora.rank")
         if ds.zero_stage == 3:
             raise UserError("--ds.load_in_4bit needs --ds.zero_stage 2 or lower")
+    if ds.grad_accum_dtype == "fp32" and ds.param_dtype == "bf16" and ds.zero_stage == 0:
+        raise UserError("--ds.grad_accum_dtype fp32 with bf16 weights needs --ds.zero_stage 1 or higher")
     if ds.use_liger_kernel:
         _need_package("ds.use_liger_kernel", "liger_kernel")
     if args.optim == "muon" and args.ckpt.save_steps != -1 and not args.ckpt.disable_ds:

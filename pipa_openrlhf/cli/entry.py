@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
+from safetensors import SafetensorError
+
 from pipa_openrlhf.cli.args import parse_args
 from pipa_openrlhf.errors import UserError
 
@@ -24,6 +26,9 @@ def run(main: Callable[[SimpleNamespace], int | None], module: str, argv: list[s
         # A full disk, a folder that cannot be written: the system's own words and the path say it best.
         where = f": {error.filename}" if error.filename else ""
         message, status = f"error: {error.strerror or error}{where}", 1
+    except SafetensorError as error:
+        # A full disk again, met by the library that writes weights.
+        message, status = f"error: {error}", 1
     except KeyboardInterrupt:
         message, status = ("interrupted" if rank == 0 else ""), 130
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Samples as the trainer takes them: in units of one answer or one pair, with KTO's mismatched completions."""
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,15 @@ class TrainingSet:
         """[num_units] tokens of each unit; of a pair, its longer answer."""
         lengths = np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
         return lengths.reshape(-1, self.unit_size).max(axis=1)
+
+    def fingerprint(self) -> str:
+        """Hex digest of token ids, labels and order."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(np.int64([sample.prompt_len, len(sample.input_ids)]).tobytes())
+            for array in (sample.input_ids, sample.labels, sample.mask, sample.step_ids):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.objectives import Objective, ObjectiveSettings
@@ -19,11 +20,12 @@ def load_objective(path: str, settings: ObjectiveSettings) -> Objective:
     if spec is None:
         raise UserError(f"--pipa.objective_module {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"--pipa.objective_module {path} line {error.lineno}: {error.msg}") from error
-    if not hasattr(module, "make_objective"):
+    if not callable(getattr(module, "make_objective", None)):
         raise UserError(f"--pipa.objective_module {path}: it must define make_objective(settings)")
     objective = module.make_objective(settings)
     if not isinstance(objective, Objective):

@@ -4,6 +4,7 @@ import json
 import os
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -50,11 +51,12 @@ def load_value_head(folder: str, dtype: torch.dtype) -> ValueHead:
     for path in (weights, config):
         if not os.path.isfile(path):
             raise UserError(f"no value head in {folder}: {path} does not exist")
-    with open(config) as file:
-        sizes = json.load(file)
-    head = ValueHead(sizes["input_size"], sizes["hidden_size"], dtype)
     try:
+        with open(config) as file:
+            sizes = json.load(file)
+        head = ValueHead(sizes["input_size"], sizes["hidden_size"], dtype)
         head.load_state_dict(load_file(weights))
-    except RuntimeError as error:
-        raise UserError(f"{weights} is not a value head of this package: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, SafetensorError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{weights} with {CONFIG_FILE} is not a value head of this package: {reason}") from error
     return head

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.identity import file_sha256
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -111,11 +112,14 @@ def _partition(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tenso
     return padded[rank * size : (rank + 1) * size]
 
 
-def save_checkpoint(folder: str, step: int, engine, strategy: Strategy, position: dict, max_num: int, max_gb: float):
+def save_checkpoint(
+    folder: str, step: int, engine, strategy: Strategy, position: dict, identity: dict, max_num: int, max_gb: float
+) -> None:
     """Write ``folder/global_step<step>`` and drop the oldest checkpoints beyond ``max_num`` or ``max_gb``.
 
     Args:
         position: JSON-ready counters of the trainer; returned by :func:`load_checkpoint`.
+        identity: JSON-ready; what a run that resumes must have in common, by the name of a flag.
     """
     state = EngineState(engine)
     tensors = {}
@@ -139,6 +143,7 @@ def save_checkpoint(folder: str, step: int, engine, strategy: Strategy, position
             "updates": state.updates,
             "scheduler": _json_ready(engine.lr_scheduler.state_dict()),
             "position": position,
+            "identity": identity,
             "checksums": {name: file_sha256(os.path.join(unfinished, name)) for name in os.listdir(unfinished)},
         }
         with open(os.path.join(unfinished, "state.json"), "w") as file:
@@ -149,7 +154,7 @@ def save_checkpoint(folder: str, step: int, engine, strategy: Strategy, position
     strategy.barrier()
 
 
-def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
+def load_checkpoint(checkpoint: str, engine, strategy: Strategy, identity: dict, say) -> dict:
     """Restore a checkpoint found by :func:`newest_checkpoint`.
 
     The engine must have made one update, so that its optimizer state exists; all that the update changed is
@@ -157,11 +162,21 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
 
     Returns:
         The ``position`` that was saved.
+
+    Raises:
+        UserError: the checkpoint belongs to another run.
     """
     with open(os.path.join(checkpoint, "state.json")) as file:
         record = json.load(file)
+    for name, value in identity.items():
+        if record["identity"].get(name) != value:
+            raise UserError(
+                f"{checkpoint} belongs to a run with another {name} ({record['identity'].get(name)}, here {value}): "
+                "resume it with the same one, or give another --ckpt.output_dir"
+            )
     state = EngineState(engine)
     with safe_open(os.path.join(checkpoint, "trainable.safetensors"), framework="pt") as tensors:
+        _check_same_parameters(checkpoint, tensors, state.parameters())
         for name, parameter in state.parameters():
             state.write(parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)})
     state.updates = record["updates"]
@@ -178,6 +193,22 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
             "same batches, new dropout masks"
         )
     return record["position"]
+
+
+def _check_same_parameters(checkpoint: str, tensors, parameters: list[tuple[str, torch.nn.Parameter]]) -> None:
+    prefix = "master."
+    saved = {
+        name[len(prefix) :]: tuple(tensors.get_slice(name).get_shape())
+        for name in tensors.keys()
+        if name.startswith(prefix)
+    }
+    here = {name: tuple(getattr(one, "ds_shape", one.shape)) for name, one in parameters}
+    different = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
+    if different:
+        raise UserError(
+            f"{checkpoint} belongs to a run that trained other parameters ({different[0]}): resume it with the same "
+            "model, --ds.lora.rank, --ds.lora.target_modules and --value.hidden_size"
+        )
 
 
 def newest_checkpoint(folder: str, say) -> str | None:

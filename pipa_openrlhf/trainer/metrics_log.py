@@ -16,6 +16,7 @@ class MetricsLog:
         self.path = os.path.join(args.ckpt.output_dir, "metrics.jsonl")
         self._every = args.logger.logging_steps
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= last_step]
+        self.last: dict = json.loads(kept[-1]) if kept else {}
         self._file = open(self.path + ".new", "w")
         self._file.writelines(kept)
         self._file.flush()

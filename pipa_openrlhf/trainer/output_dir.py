@@ -23,6 +23,10 @@ def check_output_dir(args: SimpleNamespace, checkpoint_folder: str) -> None:
     output_dir = args.ckpt.output_dir
     if os.path.exists(output_dir) and not os.path.isdir(output_dir):
         raise UserError(f"--ckpt.output_dir {output_dir} is a file: give a folder")
+    for name in ("model.model_name_or_path", "prior.model_name_or_path", "ref.model_name_or_path", "value.init_from"):
+        path = args.flat.get(name)
+        if path and os.path.realpath(path) == os.path.realpath(output_dir):
+            raise UserError(f"--ckpt.output_dir {output_dir} is also --{name}: give another folder")
     if args.ckpt.overwrite or args.ckpt.load_enable:
         return
     if any(os.path.exists(os.path.join(output_dir, name)) for name in _TRACES) or (

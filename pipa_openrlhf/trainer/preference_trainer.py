@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import SimpleNamespace
 
@@ -72,6 +72,15 @@ class PreferenceTrainer:
         )
         self.lengths = self.train_set.unit_lengths if self.args.train.group_by_length else None
         self._interrupted = False
+        # What a run that resumes a checkpoint must share with the one that wrote it.
+        self.identity = {
+            "--train.batch_size": self.args.train.batch_size,
+            "--train.seed": self.args.train.seed,
+            "--train.group_by_length": self.args.train.group_by_length,
+            "--ds.lora.alpha": self.args.ds.lora.alpha,
+            "objective": self.objective.name,
+            "data": self.train_set.fingerprint(),
+        }
 
     def resume(self, checkpoint: str) -> None:
         """Restore ``checkpoint``; training goes on after its last step."""
@@ -82,13 +91,7 @@ class PreferenceTrainer:
         nothing = (output.log_f.sum() + output.u.sum() + output.aux_loss) * 0.0
         self.strategy.backward(nothing, self.actor, is_last=True)
         self.actor.model.step()
-        saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.strategy.print)
-        for name, now in self._what_orders_batches().items():
-            if saved[name] != now:
-                raise UserError(
-                    f"{checkpoint} was written with {name} = {saved[name]}, this run has {now}: its batches would "
-                    "differ; use the same data and flags, or another --ckpt.output_dir"
-                )
+        saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.identity, self.strategy.print)
         self.position = Position(saved["step"], saved["num_tokens"])
         self.strategy.print(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
 
@@ -101,7 +104,7 @@ class PreferenceTrainer:
         """
         log = MetricsLog(self.args, self.position.step) if self.strategy.is_rank_0() else None
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        row: dict[str, float | None] = {}
+        row: dict[str, float | None] = log.last if log is not None else {}
         bar = tqdm(
             total=self.total_steps,
             initial=self.position.step,
@@ -249,15 +252,6 @@ class PreferenceTrainer:
         log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
         return collate(samples, log_p, self.pad_token_id, self.args.ds.packing_samples)
 
-    def _what_orders_batches(self) -> dict[str, int | bool]:
-        train = self.args.train
-        return {
-            "answers or pairs": self.train_set.num_units,
-            "--train.batch_size": train.batch_size,
-            "--train.seed": train.seed,
-            "--train.group_by_length": train.group_by_length,
-        }
-
     def _usable_micro_batch_size(self) -> int:
         asked, batch_size = self.args.train.micro_batch_size, self.args.train.batch_size
         share = math.ceil(batch_size / self.strategy.world_size)
@@ -277,10 +271,15 @@ class PreferenceTrainer:
         step = self.position.step
         due = self._is_due(self.args.ckpt.save_steps, every_epoch=False)
         if (due and not self.args.ckpt.disable_ds) or self._interrupted:
-            saved = {"step": step, "num_tokens": self.position.num_tokens, **self._what_orders_batches()}
-            ckpt = self.args.ckpt
             save_checkpoint(
-                self.checkpoint_folder, step, self.actor.model, self.strategy, saved, ckpt.max_num, ckpt.max_mem
+                self.checkpoint_folder,
+                step,
+                self.actor.model,
+                self.strategy,
+                position=asdict(self.position),
+                identity=self.identity,
+                max_num=self.args.ckpt.max_num,
+                max_gb=self.args.ckpt.max_mem,
             )
         if due and self.args.ckpt.save_hf:
             self.export(os.path.join(self.checkpoint_folder, f"global_step{step}_hf"))

@@ -32,6 +32,8 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
         UserError: anything the user can put right.
     """
     say = print if int(os.environ.get("RANK", "0")) == 0 else _silent
+    if objective.needs_step_labels and args.data.annotation != "step":
+        raise UserError(f"{objective.name} needs step labels: give --data.annotation step")
     checkpoint_folder = args.ckpt.path or os.path.join(args.ckpt.output_dir, "checkpoints")
     check_output_dir(args, checkpoint_folder)
     if args.ds.param_dtype == "fp16" and on_cpu():
@@ -101,10 +103,10 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
         "train_units": train_set.num_units,
         "world_size": strategy.world_size,
     }
-    if strategy.is_rank_0():
-        write_args(args.ckpt.output_dir, args.flat, resolved)
     if checkpoint is not None:
         trainer.resume(checkpoint)
+    if strategy.is_rank_0():
+        write_args(args.ckpt.output_dir, args.flat, resolved)
     last = trainer.fit()
     export(args.ckpt.output_dir)
     if strategy.is_rank_0():

@@ -77,13 +77,12 @@ def test_two_ranks_follow_one(two_rank_runs, name):
     make, root = two_rank_runs
     module, words = make(name, "one")
     one, two = train(module, *words), read_jsonl(root / f"{name}_two" / "metrics.jsonl")
-    assert len(two) == len(one) == 2 * -(-len(RUNS[name][1]) // 3) or module != "train_dpo"
     for expected, got in zip(one, two, strict=True):
         assert got.keys() == expected.keys()
         for metric in ("loss", "grad_norm", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen"):
             value = expected.get(metric)
             assert got.get(metric) == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), metric
-    assert json.loads((root / f"{name}_two" / "args.json").read_text())["finished"]
+    assert json.loads((root / f"{name}_two" / "args.json").read_text())["resolved.finished"]
     weights = "adapter_model.safetensors" if "ds.lora.rank" in RUNS[name][2] else "model.safetensors"
     assert (root / f"{name}_two" / weights).is_file()
 
