@@ -85,9 +85,9 @@ def make_model(folder: Path) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import tiny
 
-    tiny.make_model(0, hidden_size=64, intermediate_size=128, num_hidden_layers=4, initializer_range=0.05).save_pretrained(
-        folder
-    )
+    tiny.make_model(
+        0, hidden_size=64, intermediate_size=128, num_hidden_layers=4, initializer_range=0.05
+    ).save_pretrained(folder)
     tiny.make_tokenizer().save_pretrained(folder)
 
 

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=false work="" rate=2e-4
+fast=false work="" rate=4e-4
 while [ $# -gt 0 ]; do
   case "$1" in
     --fast) fast=true ;;
@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if $fast; then work=${work:-runs/quickstart-fast}; else work=${work:-runs/quickstart}; fi
+if $fast; then work=${work:-runs/quickstart-fast} epochs=3; else work=${work:-runs/quickstart} epochs=1; fi
 for needed in sample evaluate_sft; do
   if [ ! -e "$work/done/$needed" ]; then
     echo "error: $work has no finished quickstart: run bash scripts/quickstart.sh with the same --fast and --work" >&2
@@ -74,7 +74,7 @@ for row in "${objectives[@]}"; do
   stage "train_${name}_$annotation" train "pipa_openrlhf.cli.$module" --data.annotation "$annotation" \
     ${own_flags[@]+"${own_flags[@]}"} --data.pairing paired --data.dataset "$work/answers.jsonl" \
     --model.model_name_or_path "$work/sft" "${prompt[@]}" --ds.lora.rank 64 --ds.lora.alpha 16 \
-    --train.batch_size $size --train.micro_batch_size $size --adam.lr "$rate" \
+    --train.batch_size $size --train.micro_batch_size $size --train.max_epochs $epochs --adam.lr "$rate" \
     --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
   stage "evaluate_${name}_$annotation" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
     --problems.file "$work/problems/test.jsonl" --evaluate.output_dir "${run}_evaluation" \

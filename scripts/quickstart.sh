@@ -17,12 +17,12 @@ done
 
 if $fast; then
   work=${work:-runs/quickstart-fast}
-  sizes=(--problems.train 320 --problems.sample 96 --problems.validation 0 --problems.test 96)
+  sizes=(--problems.train 320 --problems.sample 160 --problems.validation 0 --problems.test 96)
   learning_rates=(4e-4)
 else
   work=${work:-runs/quickstart}
-  sizes=(--problems.train 960 --problems.sample 640 --problems.validation 200 --problems.test 500)
-  learning_rates=(2e-4 5e-4)
+  sizes=(--problems.train 720 --problems.sample 1200 --problems.validation 200 --problems.test 500)
+  learning_rates=(4e-4 1e-3)
 fi
 
 bash scripts/install.sh
@@ -72,7 +72,7 @@ stage evaluate_sft python -m pipa_openrlhf.cli.evaluate --model.model_name_or_pa
 
 stage sample python -m pipa_openrlhf.cli.sample --model.model_name_or_path "$sft" \
   --problems.file "$data/sample.jsonl" --sample.output "$answers" --sample.label_steps \
-  --sample.num_answers 4 --sample.temperature 0.7 --sample.max_new_tokens 40 "${prompt[@]}"
+  --sample.num_answers 2 --sample.temperature 0.7 --sample.max_new_tokens 40 "${prompt[@]}"
 
 # run_of VARIANT RATE: where that run is.
 run_of() { echo "$work/pipa_$1_lr$2"; }
@@ -93,8 +93,8 @@ for variant in m n; do
     stage "pipa_${variant}_lr$rate" "${launch[@]}" pipa_openrlhf.cli.train_pipa \
       --pipa.variant $variant --data.annotation $annotation --data.dataset "$answers" \
       --model.model_name_or_path "$sft" "${prompt[@]}" \
-      --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 16 --train.micro_batch_size 16 --adam.lr "$rate" \
-      --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
+      --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 8 --train.micro_batch_size 8 --adam.lr "$rate" \
+      --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 80 --ckpt.max_num 1
     if [ ${#learning_rates[@]} -gt 1 ]; then
       stage "validate_${variant}_lr$rate" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
         --problems.file "$data/validation.jsonl" --evaluate.output_dir "${run}_validation" \

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipa_openrlhf.cli import entry
 from pipa_openrlhf.cli.args import parse_args
@@ -50,6 +51,20 @@ def make_model(seed: int, vocab_size: int = 258, **overrides) -> LlamaForCausalL
         }
     )
     return LlamaForCausalLM(config).eval()
+
+
+def save_adapter(base_folder, folder, seed: int) -> PeftModel:
+    """An adapter that changes its base clearly."""
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32),
+        LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return model.eval()
 
 
 def write_jsonl(path, rows: list[dict]) -> str:

@@ -20,10 +20,14 @@ TRAINING_MODULES = ("train_pipa", "train_dpo", "train_kto", "train_sft")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         known = self._option_string_actions
+        renamed = []
         for word in message.split():
-            new_name = RENAMED.get(word[2:].split("=")[0]) if word.startswith("--") else None
-            if f"--{new_name}" in known and word not in known:
-                raise UserError(f"{word} of OpenRLHF 0.9 is called --{new_name} here")
+            name = word.split("=")[0]
+            new_name = RENAMED.get(name[2:]) if name.startswith("--") else None
+            if f"--{new_name}" in known and name not in known:
+                renamed.append(f"{name} of OpenRLHF 0.9 is called --{new_name} here")
+        if renamed:
+            raise UserError("; ".join(renamed))
         raise UserError(f"{message} (see --help)")
 
 

@@ -34,6 +34,18 @@ _NOT_NEGATIVE = (
     "adam.eps",
     "data.dataloader_num_workers",
 )
+# The schedulers of transformers that need no more than the number of steps.
+_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
 _WITHOUT_EFFECT = {
     "train_pipa": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
     "train_sft": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
@@ -60,6 +72,8 @@ def check_training(args: SimpleNamespace, say=print) -> None:
             raise UserError(f"--{name} must be -1 or at least 1, got {flat[name]}")
     if args.ds.zero_stage not in (0, 1, 2, 3):
         raise UserError(f"--ds.zero_stage must be 0, 1, 2 or 3, got {args.ds.zero_stage}")
+    if args.lr_scheduler not in _SCHEDULERS:
+        raise UserError(f"--lr_scheduler {args.lr_scheduler} is not one of {', '.join(_SCHEDULERS)}")
     if not args.ds.lora.dropout < 1:
         raise UserError(f"--ds.lora.dropout must be below 1, got {args.ds.lora.dropout}")
     if args.ds.lora.rank > 0 and args.ds.lora.alpha < 1:
@@ -87,10 +101,21 @@ def check_data(args: SimpleNamespace) -> None:
         _check_probabilities(args.data.dataset, args.data.dataset_probs)
     if not -1 <= args.data.step_threshold <= 1:
         raise UserError(f"--data.step_threshold must be between -1 and 1, got {args.data.step_threshold}")
+    if args.data.input_template is not None and not _fills_in(args.data.input_template):
+        raise UserError(
+            f"--data.input_template needs one {{}} where the prompt goes, got {args.data.input_template!r}"
+        )
     if args.data.tokenizer_chat_template and not args.data.apply_chat_template:
         raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
     if args.use_ms and importlib.util.find_spec("modelscope") is None:
         raise UserError("--use_ms needs the modelscope package: pip install modelscope")
+
+
+def _fills_in(template: str) -> bool:
+    try:
+        return template.format("\0").count("\0") == 1
+    except (LookupError, ValueError):
+        return False
 
 
 def _check_probabilities(datasets: str, text: str) -> None:

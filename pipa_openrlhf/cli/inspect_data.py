@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pipa_openrlhf.cli.checks import check_data
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
 from pipa_openrlhf.data.tokenise import Sample
@@ -20,14 +21,9 @@ SHOWN_OF_EACH_LABEL = 2
 GREEN, RED, GREY, DIM, RESET = "\033[32m", "\033[31m", "\033[90m", "\033[2m", "\033[0m"
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run(inspect, "inspect_data", argv)
-
-
-def inspect(args: SimpleNamespace) -> None:
+def main(args: SimpleNamespace) -> None:
     """Print everything about the data that the flags describe."""
-    if not args.data.dataset:
-        raise UserError("--data.dataset is not given: name a file, a folder or a hub data set")
+    check_data(args)
     if not args.model.model_name_or_path:
         raise UserError("--model.model_name_or_path is not given: name the model whose tokenizer is used")
     from pipa_openrlhf.models.loading import load_tokenizer  # imports torch: flags are checked before
@@ -112,5 +108,10 @@ def stretches(sample: Sample) -> list[tuple[int, int, int, int | None]]:
     return [(0, sample.prompt_len, 0, None), *answer] if sample.prompt_len else answer
 
 
+def cli(argv: list[str] | None = None) -> int:
+    """Console entry point."""
+    return run(main, "inspect_data", argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())

@@ -68,6 +68,8 @@ def _remembered_hash(file: str, cache_dir: str) -> str:
             memory = json.load(memory_file)
     except (FileNotFoundError, json.JSONDecodeError):
         memory = {}
+    if not isinstance(memory, dict):
+        memory = {}
     real = os.path.realpath(file)
     status = os.stat(real)
     stamp = [status.st_size, status.st_mtime_ns]

@@ -4,6 +4,7 @@ import os
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -100,7 +101,10 @@ def load_causal_lm(
         base = load_causal_lm(
             adapter_base(path), dtype, attn_implementation, trust_remote_code, experts_implementation
         )
-        return PeftModel.from_pretrained(base, path).merge_and_unload()
+        try:
+            return PeftModel.from_pretrained(base, path).merge_and_unload()
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot load the adapter {path}: {_first_line(error)}") from error
 
     model_class = AutoModelForCausalLM
     options = {}
@@ -128,7 +132,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load a model from {path}: {_first_line(error)}") from error
     finally:
         del zero3

@@ -71,7 +71,7 @@ def _start_wandb(args):
         project=args.logger.wandb.project,
         group=args.logger.wandb.group,
         name=args.logger.wandb.run_name,
-        config=args.flat,
+        config={name: value for name, value in args.flat.items() if name != "logger.wandb.key"},
         reinit=True,
     )
     for prefix in ("train", "eval"):

@@ -23,6 +23,11 @@ def check_output_dir(args: SimpleNamespace, checkpoint_folder: str) -> None:
     output_dir = args.ckpt.output_dir
     if os.path.exists(output_dir) and not os.path.isdir(output_dir):
         raise UserError(f"--ckpt.output_dir {output_dir} is a file: give a folder")
+    existing = os.path.abspath(output_dir)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--ckpt.output_dir {output_dir} cannot be written to: {existing} is not a writable folder")
     for name in ("model.model_name_or_path", "prior.model_name_or_path", "ref.model_name_or_path", "value.init_from"):
         path = args.flat.get(name)
         if path and os.path.realpath(path) == os.path.realpath(output_dir):

@@ -7,9 +7,11 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.data.training_set import TrainingSet, mismatched_completions
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -17,6 +19,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.objectives import Objective
 from pipa_openrlhf.models.build import build_policy
 from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention
+from pipa_openrlhf.models.vocabulary import check_same_tokens, check_vocabulary
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, LossSettings
 from pipa_openrlhf.trainer.checkpoint import newest_checkpoint
 from pipa_openrlhf.trainer.export import export_model, write_args, write_model_card
@@ -43,6 +46,8 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
         args.model.model_name_or_path, not args.data.disable_fast_tokenizer, args.model.trust_remote_code
     )
     train_set, eval_set = _load_data(args, objective, tokenizer, say)
+    scored = train_set.scored_by_prior() + (eval_set.scored_by_prior() if eval_set else [])
+    _check_tokens(args, objective, scored, tokenizer)
 
     strategy = Strategy(args, value_lr=args.value.lr if objective.needs_value_head else None)
     strategy.setup_distributed()
@@ -61,7 +66,6 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
 
     # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
     cache = open_cache(args, strategy) if objective.needs_prior else None
-    scored = train_set.scored_by_prior() + (eval_set.scored_by_prior() if eval_set else [])
     separate_prior = bool(args.prior.model_name_or_path or checkpoint) if cache is not None else False
     if separate_prior:
         fill_from_separate_model(args, cache, scored, strategy, tokenizer.pad_token_id)
@@ -137,6 +141,18 @@ def _load_data(
     return train_set, load(dataset=args.eval.dataset, split=args.eval.split, max_samples=sys.maxsize)
 
 
+def _check_tokens(
+    args: SimpleNamespace, objective: Objective, samples: list[Sample], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    token_ids = np.unique(np.concatenate([sample.input_ids for sample in samples]))
+    remote = args.model.trust_remote_code
+    check_vocabulary(args.model.model_name_or_path, "--model.model_name_or_path", token_ids, remote)
+    if objective.needs_prior and args.prior.model_name_or_path:
+        prior, flag = args.prior.model_name_or_path, "--prior.model_name_or_path"
+        check_same_tokens(prior, flag, token_ids, tokenizer, remote)
+        check_vocabulary(prior, flag, token_ids, remote)
+
+
 def _optimizer_config(args: SimpleNamespace, steps: int) -> dict:
     return dict(
         optim=args.optim,
@@ -153,9 +169,12 @@ def _optimizer_config(args: SimpleNamespace, steps: int) -> dict:
 def _shown(argv: list[str]) -> list[str]:
     """The command without the wandb key and the launcher's rank."""
     shown = [word for word in argv if not word.startswith("--local_rank")]
-    for position, word in enumerate(shown[:-1]):
-        if word == "--logger.wandb.key":
-            shown[position + 1] = "<hidden>"
+    key = "--logger.wandb.key"
+    for position, word in enumerate(shown):
+        if word.startswith(f"{key}="):
+            shown[position] = f"{key}=<hidden>"
+        elif position and shown[position - 1] == key:
+            shown[position] = "<hidden>"
     return shown
 
 

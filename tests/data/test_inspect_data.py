@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipa_openrlhf.cli.inspect_data import main, paint
+from pipa_openrlhf.cli.inspect_data import cli, paint
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.tokenise import tokenise
 
@@ -42,7 +42,7 @@ def test_the_whole_command(tokenizers, write_rows, tmp_path, capsys):
         ]
     )
     flags = ["--data.dataset", path, "--model.model_name_or_path", str(tmp_path / "tokenizer")]
-    assert main([*flags, "--data.annotation", "step", "--data.max_len", "40"]) == 0
+    assert cli([*flags, "--data.annotation", "step", "--data.max_len", "40"]) == 0
     out = capsys.readouterr().out
     assert "answers   3 read, 2 used, of 1 problems" in out
     assert "1 right (50.0 %), 1 wrong" in out
@@ -54,7 +54,7 @@ def test_the_whole_command(tokenizers, write_rows, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, problem",
     [
-        ([], "--data.dataset is not given"),
+        ([], "--data.dataset is missing"),
         (["--data.dataset", "x.jsonl"], "--model.model_name_or_path is not given"),
         (["--data.dataset", "x.jsonl", "--wrong", "1"], "unrecognized arguments: --wrong"),
         (["--data.dataset", "x.jsonl", "--model.model_name_or_path", "TOKENIZER"], "x.jsonl: No such file"),
@@ -62,7 +62,7 @@ def test_the_whole_command(tokenizers, write_rows, tmp_path, capsys):
 )
 def test_mistakes_end_in_one_line(tokenizers, tmp_path, capsys, flags, problem):
     tokenizers["bytes"].save_pretrained(tmp_path / "tokenizer")
-    assert main([str(tmp_path / "tokenizer") if flag == "TOKENIZER" else flag for flag in flags]) == 1
+    assert cli([str(tmp_path / "tokenizer") if flag == "TOKENIZER" else flag for flag in flags]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert problem in error

@@ -113,6 +113,27 @@ def test_old_flags_are_answered_with_their_new_names(module, old, new):
         parse_args(module, ["--data.dataset", "x", old, "1"])
 
 
+def test_all_old_flags_of_a_script_are_answered_at_once():
+    old = [
+        "--pretrain",
+        "m",
+        "--max_norm",
+        "1.0",
+        "--train_batch_size",
+        "4",
+        "--learning_rate=1e-5",
+        "--packing_samples",
+    ]
+    with pytest.raises(UserError) as refused:
+        parse_args("train_kto", ["--data.dataset", "x", *old])
+    assert str(refused.value).split("; ") == [
+        "--pretrain of OpenRLHF 0.9 is called --model.model_name_or_path here",
+        "--train_batch_size of OpenRLHF 0.9 is called --train.batch_size here",
+        "--learning_rate of OpenRLHF 0.9 is called --adam.lr here",
+        "--packing_samples of OpenRLHF 0.9 is called --ds.packing_samples here",
+    ]
+
+
 def test_every_new_name_is_a_flag_of_its_module():
     known = {name for module in ("train_dpo", "train_kto") for name in build_parser(module)._option_string_actions}
     assert {f"--{name}" for name in RENAMED.values()} <= known

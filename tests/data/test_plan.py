@@ -26,7 +26,8 @@ def test_ungrouped_order_is_upstreams(world_size):
         sampler = DistributedSampler(range(64), num_replicas=world_size, rank=rank, shuffle=True, seed=7)
         sampler.set_epoch(3)
         upstream = list(sampler)
-        ours = [unit for batch in batches for micro in rank_micro_batches(batch, rank, world_size, 3) for unit in micro]
+        micro_batches = [micro for batch in batches for micro in rank_micro_batches(batch, rank, world_size, 3)]
+        ours = [unit for micro in micro_batches for unit in micro]
         assert ours == upstream
 
 

@@ -5,29 +5,13 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import make_model, make_tokenizer, run_in_process, train
-from transformers import AutoModelForCausalLM
+from tiny import make_model, make_tokenizer, run_in_process, save_adapter, train
 
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.loading import load_causal_lm, load_tokenizer
 from pipa_openrlhf.models.policy import add_lora
 
 IDS = torch.tensor([[5, 9, 70, 8]])
-
-
-def save_adapter(base_folder, folder, seed: int):
-    """An adapter that changes its base clearly."""
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32),
-        LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 def load(folder):
@@ -93,6 +77,22 @@ def test_value_head_is_not_wrapped_by_lora(small_run, tmp_path):
     train("train_pipa", *small_run("out", **{"ds.lora.rank": 2}))
     record = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert not {"dense", "out", "lm_head"} & set(record["target_modules"])
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing", "other sizes"])
+def test_broken_adapters_are_one_line(tiny_models, tmp_path, damage):
+    save_adapter(tiny_models / "policy", tmp_path / "adapter", 1)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    if damage == "torn":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        config = tmp_path / "adapter" / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "r": 3}))
+    with pytest.raises(UserError, match=str(tmp_path / "adapter")) as error:
+        load(tmp_path / "adapter")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "torn weights", "unknown type", "torn config", "no tokenizer"])

@@ -79,6 +79,7 @@ def test_the_reference_point_is_one_that_matters(z0):
 # name, module, flags, loss by hand from (answers, z0).
 CASES = [
     ("dpo", "train_dpo", {}, lambda a, z: baselines.dpo(a)),
+    ("dpo_packed", "train_dpo", {"ds.packing_samples": True}, lambda a, z: baselines.dpo(a)),
     ("smoothed", "train_dpo", {"model.label_smoothing": 0.2}, lambda a, z: baselines.dpo(a, smoothing=0.2)),
     ("ipo", "train_dpo", {"model.ipo_enable": True}, lambda a, z: baselines.ipo(a)),
     (
@@ -95,6 +96,7 @@ CASES = [
         lambda a, z: baselines.dpo(a, step_loss="l0"),
     ),
     ("kto", "train_kto", {}, lambda a, z: baselines.kto(a, z)),
+    ("kto_packed", "train_kto", {"ds.packing_samples": True}, lambda a, z: baselines.kto(a, z)),
     (
         "kto_weights",
         "train_kto",
@@ -190,6 +192,18 @@ def test_the_last_partial_batch_of_pairs_is_a_mean_over_its_own_pairs(answers, r
     assert (3 * rows[0]["loss"] + rows[1]["loss"]) / 4 == pytest.approx(baselines.dpo(answers["answer"]), rel=1e-4)
 
 
+@pytest.mark.parametrize("module, rows", [("train_dpo", PAIRED), ("train_kto", UNPAIRED)])
+def test_evaluation_is_the_same_loss_with_a_reference_point_of_its_own(answers, z0, run_flags, tmp_path, module, rows):
+    """On the training data, with a model that does not move, the evaluation repeats the training step."""
+    data = write_jsonl(tmp_path / "held_out.jsonl", rows)
+    changes = {"eval.dataset": data, "adam.lr": 0, "train.micro_batch_size": 3}
+    [row] = train(module, *run_flags(rows, "run", **changes))
+    names = [name for name in row if f"eval/{name}" in row]
+    assert {"loss", "rewards/margins", "logps/chosen"} <= set(names) and ("kl" in names) == (module == "train_kto")
+    for name in names:
+        assert row[f"eval/{name}"] == pytest.approx(row[name], rel=1e-5), name
+
+
 def test_single_answers_are_not_matched_into_pairs_unasked(run_flags, capsys):
     assert run_in_process("train_dpo", *run_flags(UNPAIRED, "run")) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -226,6 +240,25 @@ def test_a_mismatch_that_does_not_fit_is_passed_over(tiny_models, answers, run_f
     [row] = train("train_kto", *run_flags(UNPAIRED, "run", **changes))
     assert row["kl"] == pytest.approx(z0, rel=1e-4)
     assert row["loss"] == pytest.approx(baselines.kto(kept, z0), rel=1e-4)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_an_answer_without_room_for_any_mismatch_does_not_count_in_z0(tiny_models, run_flags, micro):
+    rows = [
+        {"prompt": "What is your name?", "completion": "F", "label": True},
+        {"prompt": "1+1?\n", "completion": "so 2", "label": True},
+        {"prompt": "2+2=\n", "completion": "hm", "label": False},
+        {"prompt": "Q ", "completion": "I am Bo", "label": True},
+    ]
+    ours = [scored(tiny_models, row["prompt"], [row["completion"]], [int(row["label"])], "answer") for row in rows]
+    max_len = len(rows[0]["prompt"]) + 2
+    ratios = mismatch_ratios(tiny_models, ours, max_len)
+    assert [ratio is None for ratio in ratios] == [True, False, False, False]
+    z0 = reference_point(ratios)
+    assert z0 > 0.1
+    [row] = train("train_kto", *run_flags(rows, "run", **{"data.max_len": max_len, "train.micro_batch_size": micro}))
+    assert row["kl"] == pytest.approx(z0, rel=1e-4)
+    assert row["loss"] == pytest.approx(baselines.kto(ours, z0), rel=1e-4)
 
 
 def test_one_prior_pass_serves_every_objective_and_mismatches_need_one_more_once(run_flags, tmp_path, capsys):

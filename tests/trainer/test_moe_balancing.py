@@ -6,6 +6,8 @@ from baselines import EOS, ids
 from tiny import flags, make_tokenizer, run_in_process, train, write_jsonl
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from pipa_openrlhf.distributed.upstream import DistributedSampler
+
 PAIRS = [
     {"prompt": "1+1?\n", "chosen": "2", "rejected": "it is 3"},
     {"prompt": "What is your name?", "chosen": "Bo", "rejected": "x"},
@@ -45,9 +47,9 @@ def moe(request, tmp_path_factory):
     return folder
 
 
-def balancing_loss(folder) -> float:
-    """The model's own aux_loss on the padded batch of all answers."""
-    sequences = [ids(row["prompt"] + row[key]) + [EOS] for row in PAIRS for key in ("chosen", "rejected")]
+def balancing_loss(folder, pairs=PAIRS) -> float:
+    """The model's own aux_loss on the padded batch of the answers of ``pairs``."""
+    sequences = [ids(row["prompt"] + row[key]) + [EOS] for row in pairs for key in ("chosen", "rejected")]
     width = max(map(len, sequences))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     output = model(
@@ -83,12 +85,15 @@ def test_the_models_own_balancing_loss_is_added(moe, tmp_path, module):
     assert with_term["grad_norm"] != pytest.approx(without["grad_norm"], rel=1e-3)
 
 
-def test_micro_batches_weigh_by_their_answers(moe, tmp_path):
-    """The balancing loss is no sum over tokens: with more micro-batches it is the mean of theirs, by answers."""
-    changes = {"model.aux_loss_coef": 0.3, "train.group_by_length": "false"}
-    whole = first_step("train_dpo", moe, tmp_path, **changes)
-    cut = first_step("train_dpo", moe, tmp_path, **{**changes, "train.micro_batch_size": 2})
-    assert cut["loss"] == pytest.approx(whole["loss"], rel=0.2)
+def test_it_is_the_mean_over_micro_batches_weighted_by_their_answers(moe, tmp_path):
+    """It is no sum over tokens, so it depends on how the batch is cut: here into two pairs and one."""
+    changes = {"train.group_by_length": "false", "train.micro_batch_size": 2}
+    without = first_step("train_dpo", moe, tmp_path, **changes)
+    with_term = first_step("train_dpo", moe, tmp_path, **changes, **{"model.aux_loss_coef": 10})
+    order = [PAIRS[index] for index in DistributedSampler(range(3), num_replicas=1, rank=0, shuffle=True, seed=42)]
+    first, second = balancing_loss(moe, order[:2]), balancing_loss(moe, order[2:])
+    assert first != pytest.approx(second, rel=1e-3)
+    assert with_term["loss"] - without["loss"] == pytest.approx(10 * (2 * first + second) / 3, rel=1e-4)
 
 
 def test_refused_on_a_dense_model(tiny_models, tmp_path, capsys):

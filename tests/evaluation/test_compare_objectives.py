@@ -1,0 +1,90 @@
+"""scripts/compare_objectives.sh: refuses what it cannot use, and in its short form trains and evaluates everything."""
+
+import math
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import read_jsonl
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+RUNS = (
+    "PIPA-M_answer",
+    "PIPA-M_step",
+    "PIPA-N_answer",
+    "PIPA-N_step",
+    "DPO_answer",
+    "IPO_answer",
+    "Step-DPO-l1_step",
+    "Step-DPO-l0_step",
+    "KTO_answer",
+    "Step-KTO-l1_step",
+    "Step-KTO-per_step_step",
+)
+
+
+def call(script, *words, timeout=1800):
+    command = ["bash", str(SCRIPTS / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def assert_trained(folder):
+    """No NaN, and a margin that grows from the first epoch to the last."""
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert all(row["loss"] is not None and math.isfinite(row["grad_norm"]) for row in rows)
+
+    def mean_margin(epoch: int) -> float:
+        margins = [row["rewards/margins"] for row in rows if math.ceil(row["epoch"]) == epoch]
+        known = [margin for margin in margins if margin is not None]
+        return sum(known) / len(known)
+
+    assert mean_margin(round(rows[-1]["epoch"])) > mean_margin(1)
+
+
+def assert_value_model_learned(folder):
+    likelihoods = [row["pipa/value_likelihood"] for row in read_jsonl(folder / "metrics.jsonl")]
+    last_third = likelihoods[-len(likelihoods) // 3 :]
+    assert likelihoods[0] == pytest.approx(0.5) and sum(last_third) / len(last_third) > 0.52
+
+
+def assert_one_prior_pass(output):
+    """Nothing is scored twice: after the first run only KTO's mismatches are new, and those once."""
+    misses = [int(count) for count in re.findall(r"Prior cache: \d+ hits, (\d+) misses", output)]
+    assert len(misses) == len(RUNS)
+    kto = RUNS.index("KTO_answer")
+    assert misses[kto] > 0 and not any(misses[1:kto]) and not any(misses[kto + 1 :])
+
+
+def test_unknown_argument():
+    done = call("compare_objectives.sh", "--slow", timeout=20)
+    assert done.returncode == 1
+    assert done.stderr == "error: unknown argument --slow (use --fast, --work FOLDER or --lr RATE)\n"
+
+
+def test_without_a_quickstart(tmp_path):
+    done = call("compare_objectives.sh", "--work", tmp_path, timeout=20)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path} has no finished quickstart: run bash scripts/quickstart.sh")
+
+
+@pytest.mark.slow
+def test_fast_form_compares_every_objective_and_is_not_run_twice(tmp_path):
+    quickstart = call("quickstart.sh", "--fast", "--work", tmp_path)
+    assert quickstart.returncode == 0, quickstart.stderr[-2000:]
+    first = call("compare_objectives.sh", "--fast", "--work", tmp_path)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert_one_prior_pass(first.stdout)
+    [out] = tmp_path.glob("compare_lr*")
+    for name in RUNS:
+        assert_trained(out / name)
+    # The quickstart's own runs see all answers; the comparison's few balanced pairs teach a value model nothing yet.
+    for run in tmp_path.glob("pipa_?_lr*"):
+        assert_value_model_learned(run)
+    table = first.stdout[first.stdout.index("== report") :]
+    for name in ("SFT", *(" (".join(run.rsplit("_", 1)) + ")" for run in RUNS)):
+        assert name in table
+    again = call("compare_objectives.sh", "--fast", "--work", tmp_path, timeout=120)
+    assert again.returncode == 0 and again.stdout.count("done before") == 2 * len(RUNS)
+    assert again.stdout.endswith(table)
