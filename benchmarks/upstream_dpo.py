@@ -28,6 +28,8 @@ def run_upstream(argv: list[str], log: str) -> None:
     from pipa_openrlhf.distributed.devices import on_cpu
     from pipa_openrlhf.distributed.strategy import Strategy
 
+    # isort: split
+    # Ours come first: they make OpenRLHF importable where flash-attn is absent.
     import openrlhf.trainer.dpo_trainer as dpo_trainer
     import openrlhf.utils
     import openrlhf.utils.deepspeed.deepspeed as deepspeed_module

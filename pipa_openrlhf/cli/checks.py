@@ -101,21 +101,10 @@ def check_data(args: SimpleNamespace) -> None:
         _check_probabilities(args.data.dataset, args.data.dataset_probs)
     if not -1 <= args.data.step_threshold <= 1:
         raise UserError(f"--data.step_threshold must be between -1 and 1, got {args.data.step_threshold}")
-    if args.data.input_template is not None and not _fills_in(args.data.input_template):
-        raise UserError(
-            f"--data.input_template needs one {{}} where the prompt goes, got {args.data.input_template!r}"
-        )
     if args.data.tokenizer_chat_template and not args.data.apply_chat_template:
         raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
     if args.use_ms and importlib.util.find_spec("modelscope") is None:
         raise UserError("--use_ms needs the modelscope package: pip install modelscope")
-
-
-def _fills_in(template: str) -> bool:
-    try:
-        return template.format("\0").count("\0") == 1
-    except (LookupError, ValueError):
-        return False
 
 
 def _check_probabilities(datasets: str, text: str) -> None:

@@ -54,7 +54,7 @@ BAD = {
     "target modules": ({**LORA, "ds.lora.target_modules": ["attention"]}, "--ds.lora.target_modules"),
     "output head": ({**LORA, "ds.lora.target_modules": ["lm_head"]}, "--ds.lora.target_modules"),
     "threshold": ({"data.step_threshold": 2}, "--data.step_threshold"),
-    "template without {}": ({"data.input_template": "Question:"}, "--data.input_template"),
+    "template with two {}": ({"data.input_template": "{} {}"}, "--data.input_template"),
     "chat template": ({"data.tokenizer_chat_template": "x"}, "--data.tokenizer_chat_template"),
     "switch": ({"data.mask_tool_output": "yes"}, "--data.mask_tool_output"),
     "resume and overwrite": ({"ckpt.load_enable": True, "ckpt.overwrite": True}, "--ckpt.overwrite"),
