@@ -15,8 +15,10 @@ betas = st.sampled_from([0.01, 0.1, 0.5, 1.0])
 
 
 def dpo_by_hand(chosen: float, rejected: float, beta: float, smoothing: float = 0.0) -> float:
-    preferred = 1 / (1 + math.exp(-beta * (chosen - rejected)))
-    return -(1 - smoothing) * math.log(preferred) - smoothing * math.log(1 - preferred)
+    margin = beta * (chosen - rejected)
+    # -log of the probability that the pair is as labelled, and that it is the other way round.
+    as_labelled, flipped = math.log1p(math.exp(-margin)), math.log1p(math.exp(margin))
+    return (1 - smoothing) * as_labelled + smoothing * flipped
 
 
 def ipo_by_hand(chosen: float, rejected: float, beta: float) -> float:
