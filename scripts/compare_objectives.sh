@@ -23,29 +23,8 @@ for needed in sample evaluate_sft; do
   fi
 done
 
-bash scripts/install.sh
-export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# This allocator makes training on CPU about 1.3 times as fast where it is installed (Debian: libtcmalloc-minimal4).
-for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4; do
-  if [ -e "$library" ]; then export LD_PRELOAD="$library"; fi
-done
+source scripts/stages.sh
 out=$work/compare_lr$rate
-mkdir -p "$out/done"
-
-# stage NAME COMMAND...: run the command once; its marker holds the command, for the report.
-stage() {
-  local name=$1 start=$SECONDS
-  shift
-  if [ -e "$out/done/$name" ]; then echo "== $name: done before"; return; fi
-  echo "== $name"
-  "$@"
-  { echo "# $name: $((SECONDS - start)) s"; printf '%q ' "$@"; echo; } > "$out/done/$name.unfinished"
-  mv "$out/done/$name.unfinished" "$out/done/$name"
-  echo "== $name: $((SECONDS - start)) s"
-}
-
-# Any two runs on one machine need two ports.
-train() { deepspeed --master_port $((20000 + RANDOM % 20000)) --module "$@"; }
 
 # name | module | annotation | flags of its own
 objectives=(
@@ -71,18 +50,18 @@ for row in "${objectives[@]}"; do
   # A pair is two answers, so that a step sees 16 answers whatever the objective.
   if [ "$module" = train_dpo ]; then size=8; else size=16; fi
   read -ra own_flags <<< "$own"
-  stage "train_${name}_$annotation" train "pipa_openrlhf.cli.$module" --data.annotation "$annotation" \
+  stage "$out" "train_${name}_$annotation" "${launch[@]}" "pipa_openrlhf.cli.$module" --data.annotation "$annotation" \
     ${own_flags[@]+"${own_flags[@]}"} --data.pairing paired --data.dataset "$work/answers.jsonl" \
     --model.model_name_or_path "$work/sft" "${prompt[@]}" --ds.lora.rank 64 --ds.lora.alpha 16 \
     --train.batch_size $size --train.micro_batch_size $size --train.max_epochs $epochs --adam.lr "$rate" \
     --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
-  stage "evaluate_${name}_$annotation" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
+  stage "$out" "evaluate_${name}_$annotation" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
     --problems.file "$work/problems/test.jsonl" --evaluate.output_dir "${run}_evaluation" \
     "${prompt[@]}" --evaluate.max_new_tokens 40
   evaluations+=("$name ($annotation)=${run}_evaluation") runs+=("$name ($annotation)=$run")
 done
 
-(cd "$out/done" && ls -tr | xargs cat) > "$out/commands.txt"
+commands_of "$out" > "$out/commands.txt"
 echo "== report"
 python -m pipa_openrlhf.cli.report --report.title "Every objective on the same answers, learning rate $rate" \
   --report.evaluations "${evaluations[@]}" --report.baseline SFT --report.runs "${runs[@]}" \

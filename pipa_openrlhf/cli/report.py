@@ -20,11 +20,21 @@ def main(args: SimpleNamespace) -> None:
         raise UserError(f"--report.baseline {baseline}: not one of {', '.join(folders)}")
     runs = {name: report.read_metrics(folder) for name, folder in _named(flags.runs, "--report.runs").items()}
     rows = report.comparison(folders, baseline)
-    page = report.html_page(flags.title, rows, _sections(folders, runs), _read_text(flags.commands))
+    sections = _sections(folders, runs)
+    page = report.html_page(flags.title, rows, sections, _read_text(flags.commands))
     os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
     with open(flags.output, "w", encoding="utf-8") as file:
         file.write(page)
+    if flags.pictures:
+        _write_pictures(flags.pictures, sections)
     print(f"{report.text_table(rows)}\n\n{flags.output}", flush=True)
+
+
+def _write_pictures(folder: str, sections: list[tuple[str, str, str]]) -> None:
+    os.makedirs(folder, exist_ok=True)
+    for heading, picture, _ in sections:
+        with open(os.path.join(folder, f"{heading.lower().replace(' ', '_')}.svg"), "w", encoding="utf-8") as file:
+            file.write(picture)
 
 
 def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:

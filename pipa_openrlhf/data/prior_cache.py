@@ -90,7 +90,8 @@ class PriorCache:
             save_file(tensors, unfinished, metadata={"checksum": _checksum(tensors)})
             os.replace(unfinished, path)
         except SafetensorError as error:
-            raise UserError(f"cannot write the prior cache {path}: {error}") from error
+            # One rank alone may meet this; an OSError is reported by the rank that has it.
+            raise OSError(f"cannot write the prior cache {path}: {error}") from error
         finally:
             if os.path.exists(unfinished):
                 os.remove(unfinished)

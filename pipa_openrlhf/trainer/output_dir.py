@@ -11,7 +11,16 @@ from pipa_openrlhf.errors import UserError
 # Files that only a run leaves in its output folder.
 _TRACES = ("args.json", "metrics.jsonl", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
 # Everything that a run writes there; --ckpt.overwrite touches nothing else.
-_WRITTEN = (*_TRACES, "adapter_model*", "model*.safetensors", "value_head*", "README.md", "merged_base")
+_WRITTEN = (
+    *_TRACES,
+    "adapter_model*",
+    "model*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "value_head*",
+    "README.md",
+    "merged_base",
+)
 
 
 def check_output_dir(args: SimpleNamespace, checkpoint_folder: str) -> None:

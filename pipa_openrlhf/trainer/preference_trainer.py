@@ -71,7 +71,7 @@ class PreferenceTrainer:
             self.args.train.fused_head and self.objective.token_loss is not None and self.args.ds.param_dtype != "fp16"
         )
         self.lengths = self.train_set.unit_lengths if self.args.train.group_by_length else None
-        self._interrupted = False
+        self._interrupted = self._ctrl_c = False
         # What a run that resumes a checkpoint must share with the one that wrote it.
         self.identity = {
             "--train.batch_size": self.args.train.batch_size,
@@ -288,8 +288,10 @@ class PreferenceTrainer:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame) -> None:
-        if self._interrupted:
+        # On ctrl-C a launcher sends SIGTERM on top of the terminal's SIGINT; only a second ctrl-C means "at once".
+        if number == signal.SIGINT and self._ctrl_c:
             raise KeyboardInterrupt
+        self._ctrl_c = number == signal.SIGINT
         self._interrupted = True
 
 
