@@ -1,6 +1,8 @@
 """Fixtures that every part of the tests shares."""
 
 import os
+import subprocess
+from pathlib import Path
 
 # Before torch is imported: two processes of two threads each on a small machine slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest  # noqa: E402
 from tiny import flags, make_model, make_tokenizer, write_jsonl  # noqa: E402
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 # Three batches of four an epoch, the last of them partial.
 ROWS = [
     {
@@ -27,6 +30,27 @@ def tiny_models(tmp_path_factory):
         make_model(seed).save_pretrained(root / name)
         make_tokenizer().save_pretrained(root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """``run_script("quickstart.sh", "--fast")``: a script of ours, with every core."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    def run(script, *words, timeout=1800) -> subprocess.CompletedProcess:
+        command = ["bash", str(SCRIPTS / script), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fast_quickstart(run_script, tmp_path_factory):
+    """Folder and output of the quickstart's short form, run once for all tests that look at it."""
+    work = tmp_path_factory.mktemp("quickstart") / "work"
+    done = run_script("quickstart.sh", "--fast", "--work", work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return work, done.stdout
 
 
 @pytest.fixture

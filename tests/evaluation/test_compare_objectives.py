@@ -2,13 +2,10 @@
 
 import math
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 from tiny import read_jsonl
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 RUNS = (
     "PIPA-M_answer",
     "PIPA-M_step",
@@ -22,11 +19,6 @@ RUNS = (
     "Step-KTO-l1_step",
     "Step-KTO-per_step_step",
 )
-
-
-def call(script, *words, timeout=1800):
-    command = ["bash", str(SCRIPTS / script), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
 def assert_trained(folder):
@@ -56,35 +48,34 @@ def assert_one_prior_pass(output):
     assert misses[kto] > 0 and not any(misses[1:kto]) and not any(misses[kto + 1 :])
 
 
-def test_unknown_argument():
-    done = call("compare_objectives.sh", "--slow", timeout=20)
+def test_unknown_argument(run_script):
+    done = run_script("compare_objectives.sh", "--slow", timeout=20)
     assert done.returncode == 1
     assert done.stderr == "error: unknown argument --slow (use --fast, --work FOLDER or --lr RATE)\n"
 
 
-def test_without_a_quickstart(tmp_path):
-    done = call("compare_objectives.sh", "--work", tmp_path, timeout=20)
+def test_without_a_quickstart(run_script, tmp_path):
+    done = run_script("compare_objectives.sh", "--work", tmp_path, timeout=20)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path} has no finished quickstart: run bash scripts/quickstart.sh")
 
 
 @pytest.mark.slow
-def test_fast_form_compares_every_objective_and_is_not_run_twice(tmp_path):
-    quickstart = call("quickstart.sh", "--fast", "--work", tmp_path)
-    assert quickstart.returncode == 0, quickstart.stderr[-2000:]
-    first = call("compare_objectives.sh", "--fast", "--work", tmp_path)
+def test_fast_form_compares_every_objective_and_is_not_run_twice(run_script, fast_quickstart):
+    work, _ = fast_quickstart
+    first = run_script("compare_objectives.sh", "--fast", "--work", work)
     assert first.returncode == 0, first.stderr[-2000:]
     assert_one_prior_pass(first.stdout)
-    [out] = tmp_path.glob("compare_lr*")
+    [out] = work.glob("compare_lr*")
     for name in RUNS:
         assert_trained(out / name)
     # The quickstart's own runs see all answers; the comparison's few balanced pairs teach a value model nothing yet.
-    for run in tmp_path.glob("pipa_?_lr*"):
+    for run in work.glob("pipa_?_lr*"):
         assert_value_model_learned(run)
     table = first.stdout[first.stdout.index("== report") :]
     for name in ("SFT", *(" (".join(run.rsplit("_", 1)) + ")" for run in RUNS)):
         assert name in table
-    again = call("compare_objectives.sh", "--fast", "--work", tmp_path, timeout=120)
+    again = run_script("compare_objectives.sh", "--fast", "--work", work, timeout=120)
     assert again.returncode == 0 and again.stdout.count("done before") == 2 * len(RUNS)
     assert again.stdout.endswith(table)
