@@ -123,7 +123,7 @@ def _check_probabilities(datasets: str, text: str) -> None:
 def _check_model(args: SimpleNamespace) -> None:
     if not args.model.model_name_or_path:
         raise UserError("--model.model_name_or_path is missing: give a hub name, a folder or an adapter folder")
-    _check_path(args.model.model_name_or_path, "model.model_name_or_path")
+    check_model_path(args.model.model_name_or_path, "--model.model_name_or_path")
     if args.module == "train_sft":
         return
     if args.ref.model_name_or_path:
@@ -131,17 +131,21 @@ def _check_model(args: SimpleNamespace) -> None:
             raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
         args.prior.model_name_or_path = args.ref.model_name_or_path
     if args.prior.model_name_or_path:
-        _check_path(args.prior.model_name_or_path, "prior.model_name_or_path")
+        check_model_path(args.prior.model_name_or_path, "--prior.model_name_or_path")
 
 
-def _check_path(path: str, name: str) -> None:
-    """A path that looks local must hold a model or an adapter; anything else is left to the hub."""
+def check_model_path(path: str, flag: str) -> None:
+    """A path that looks local must hold a model or an adapter; anything else is left to the hub.
+
+    Raises:
+        UserError: there is no such folder, or it holds neither.
+    """
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
     if os.path.isdir(path):
         if not any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"--{name} {path}: the folder has no config.json and no adapter_config.json")
+            raise UserError(f"{flag} {path}: the folder has no config.json and no adapter_config.json")
     elif looks_local or os.path.exists(path):
-        raise UserError(f"--{name} {path}: no such folder")
+        raise UserError(f"{flag} {path}: no such folder")
 
 
 def _check_pipa(args: SimpleNamespace, say) -> None:

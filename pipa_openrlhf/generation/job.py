@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.cli.args import default_prior_cache_dir
+from pipa_openrlhf.cli.checks import check_model_path
 from pipa_openrlhf.distributed.devices import device, dtype_of
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generation.problem_file import Problem, read_problems
@@ -16,7 +17,12 @@ from pipa_openrlhf.generation.prompts import prompt_text
 from pipa_openrlhf.generation.row_file import RowFile
 from pipa_openrlhf.generation.sampling import Answer, SamplingSettings, plan_batches, sample_batches
 from pipa_openrlhf.models.identity import weights_id
-from pipa_openrlhf.models.loading import check_model_path, load_causal_lm, load_tokenizer, resolve_attention
+from pipa_openrlhf.models.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    resolve_attention,
+    use_modelscope,
+)
 
 _AT_LEAST_ONE = ("problems.max", "sample.num_answers", "sample.max_new_tokens", "sample.batch_size")
 _AT_LEAST_ONE += ("evaluate.max_new_tokens", "evaluate.batch_size")
@@ -65,6 +71,8 @@ def prepare_job(args: SimpleNamespace, sampling: SamplingSettings) -> Job:
         UserError: a flag is missing or wrong, or the problem file cannot be read.
     """
     _check_flags(args)
+    if args.use_ms:
+        use_modelscope()
     problems = read_problems(args.problems.file, args.problems.max)
     tokenizer = load_tokenizer(
         args.model.model_name_or_path,

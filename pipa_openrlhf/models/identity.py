@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.models.loading import adapter_base, is_adapter
+from pipa_openrlhf.models.loading import adapter_base, is_adapter, only_from_disk
 
 # What a config says about the software or the run that wrote it, not about the function the weights compute.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
@@ -34,7 +34,7 @@ def weights_id(path: str, cache_dir: str) -> str:
         digest.update(_config_text(os.path.join(path, "config.json"), _INCIDENTAL))
         patterns = ("model*.safetensors", "pytorch_model*.bin")
     else:
-        config = cached_file(path, "config.json")
+        config = cached_file(path, "config.json", local_files_only=only_from_disk(path))
         commit = extract_commit_hash(config, None)
         if commit is None:
             return weights_id(os.path.dirname(config), cache_dir)

@@ -1,8 +1,12 @@
 """Load tokenizers and causal language models from a hub name, a folder, or an adapter folder."""
 
+import functools
 import os
+import sys
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
@@ -18,6 +22,30 @@ from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.upstream import flash_attn_installed, patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError
 
+_HUB_TIMEOUT = 5  # seconds; the hub answers well within
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once: loading would spend most of a minute on retries."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception:  # the network's own exceptions depend on the http library in use
+        return False
+    return True
+
+
+def use_modelscope() -> None:
+    """Download models from ModelScope instead, as OpenRLHF's ``--use_ms`` does."""
+    from modelscope.utils.hf_util import patch_hub
+
+    patch_hub()
+
+
+def only_from_disk(path: str) -> bool:
+    """True for a name that must come from the local cache, because the hub cannot be reached."""
+    return not os.path.isdir(path) and "modelscope" not in sys.modules and not _hub_answers()
+
 
 def is_adapter(path: str) -> bool:
     """True for a folder that holds a PEFT adapter rather than a model."""
@@ -31,20 +59,6 @@ def adapter_base(path: str) -> str:
     if not base:
         raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")
     return beside if not os.path.isdir(base) and os.path.isdir(beside) else base
-
-
-def check_model_path(path: str, flag: str) -> None:
-    """Refuse a path that cannot be a model, before anything heavy happens.
-
-    Raises:
-        UserError: the folder does not exist, or holds neither a model nor an adapter.
-    """
-    looks_local = os.path.isabs(path) or path.startswith(("./", "../", "~")) or path.count("/") > 1
-    if os.path.isdir(path):
-        if not is_adapter(path) and not os.path.isfile(os.path.join(path, "config.json")):
-            raise UserError(f"{flag} {path}: the folder has no config.json and no adapter_config.json")
-    elif looks_local or os.path.exists(path):
-        raise UserError(f"{flag} {path}: no such folder")
 
 
 def resolve_attention(name: str, say=print) -> str:
@@ -64,7 +78,12 @@ def load_tokenizer(
         UserError: there is none at ``path``, or it has no end-of-sequence token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=use_fast, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path,
+            use_fast=use_fast,
+            trust_remote_code=trust_remote_code,
+            local_files_only=only_from_disk(path),
+        )
     except (OSError, ValueError, KeyError) as error:
         if is_adapter(path):
             return load_tokenizer(adapter_base(path), use_fast, trust_remote_code, padding_side)
@@ -130,6 +149,7 @@ def load_causal_lm(
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            local_files_only=only_from_disk(path),
             **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -4,7 +4,7 @@ import numpy as np
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.models.loading import adapter_base, is_adapter, load_tokenizer
+from pipa_openrlhf.models.loading import adapter_base, is_adapter, load_tokenizer, only_from_disk
 
 
 def check_vocabulary(path: str, flag: str, token_ids: np.ndarray, trust_remote_code: bool) -> None:
@@ -16,7 +16,9 @@ def check_vocabulary(path: str, flag: str, token_ids: np.ndarray, trust_remote_c
     while is_adapter(path):
         path = adapter_base(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(path)
+        )
     except (OSError, ValueError, KeyError):
         return  # loading the model says better what is wrong
     size = config.get_text_config().vocab_size

@@ -18,7 +18,7 @@ from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.objectives import Objective
 from pipa_openrlhf.models.build import build_policy
-from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention
+from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention, use_modelscope
 from pipa_openrlhf.models.vocabulary import check_same_tokens, check_vocabulary
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, LossSettings
 from pipa_openrlhf.trainer.checkpoint import newest_checkpoint
@@ -42,6 +42,8 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
     if args.ds.param_dtype == "fp16" and on_cpu():
         raise UserError("--ds.param_dtype fp16 needs an accelerator: use bf16 or fp32")
     args.ds.attn_implementation = resolve_attention(args.ds.attn_implementation, say)
+    if args.use_ms:
+        use_modelscope()
     tokenizer = load_tokenizer(
         args.model.model_name_or_path, not args.data.disable_fast_tokenizer, args.model.trust_remote_code
     )
