@@ -22,7 +22,7 @@ if $fast; then
 else
   work=${work:-runs/quickstart}
   sizes=(--problems.train 720 --problems.sample 1200 --problems.validation 200 --problems.test 500)
-  learning_rates=(4e-4 1e-3)
+  learning_rates=(2e-4 4e-4)
 fi
 
 source scripts/stages.sh
@@ -73,8 +73,8 @@ for variant in m n; do
     stage "$work" "pipa_${variant}_lr$rate" "${launch[@]}" pipa_openrlhf.cli.train_pipa \
       --pipa.variant $variant --data.annotation $annotation --data.dataset "$answers" \
       --model.model_name_or_path "$sft" "${prompt[@]}" \
-      --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 8 --train.micro_batch_size 8 --adam.lr "$rate" \
-      --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 80 --ckpt.max_num 1
+      --ds.lora.rank 64 --ds.lora.alpha 16 --train.batch_size 16 --train.micro_batch_size 16 --adam.lr "$rate" \
+      --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40 --ckpt.max_num 1
     if [ ${#learning_rates[@]} -gt 1 ]; then
       stage "$work" "validate_${variant}_lr$rate" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
         --problems.file "$data/validation.jsonl" --evaluate.output_dir "${run}_validation" \

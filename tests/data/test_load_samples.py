@@ -138,5 +138,5 @@ def test_input_template(load, write_rows, tokenizers):
 
 
 def test_a_backslash_n_in_a_flag_is_pointed_out(load, write_rows):
-    load(write_rows([PAIR]), step_separator="\\n")
+    load(write_rows([PAIR]), input_template="{}\\n")
     assert "a backslash and an n" in load.lines[0]

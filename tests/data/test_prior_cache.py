@@ -107,7 +107,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         raise SafetensorError("I/O error: No space left on device")
 
     monkeypatch.setattr(prior_cache, "save_file", fail)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         filled(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
