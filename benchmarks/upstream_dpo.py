@@ -1,4 +1,4 @@
-"""OpenRLHF's own train_dpo and ours on the same tokens: 20 loss curves steps side by side.
+"""OpenRLHF's own train_dpo and ours on the same tokens: the losses of 20 steps side by side.
 
     python benchmarks/upstream_dpo.py [--model FOLDER] [--steps 20]
 

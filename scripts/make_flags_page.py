@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipa_openrlhf.cli.args import FLAG_GROUPS, build_parser
+from pipa_openrlhf.cli.args import FLAG_GROUPS, TRAINING_MODULES, build_parser
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 HEADER = """# Flags
@@ -46,9 +46,8 @@ def _default(name: str, value) -> str:
 
 
 def _shown(modules: list[str]) -> str:
-    training = [module for module in FLAG_GROUPS if module.startswith("train_")]
-    if set(training) <= set(modules):
-        modules = ["train_*"] + [module for module in modules if module not in training]
+    if set(TRAINING_MODULES) <= set(modules):
+        modules = ["train_*"] + [module for module in modules if module not in TRAINING_MODULES]
     return ", ".join(modules)
 
 
