@@ -275,6 +275,12 @@ def _speed_flags(parser):
         default=True,
         help="true|false: loss and gradient in one pass over the output head, for token-separable objectives",
     )
+    add(
+        "--train.share_prompts",
+        type=_true_false,
+        default=True,
+        help="true|false: compute a prompt once for all its answers in a micro-batch, and group answers by prompt",
+    )
 
 
 def _objective_module_flag(parser):

@@ -1,4 +1,4 @@
-"""Samples to tensors: one micro-batch, padded or packed into one row."""
+"""Samples to tensors: one micro-batch, padded, packed into one row, or in one row with shared prompts."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -13,14 +13,16 @@ class Batch:
     """One micro-batch of B sequences; T is its longest response. Response tensors are aligned with each other.
 
     Attributes:
-        input_ids, position_ids: [B, L] right-padded, or [1, L] packed, each sequence's positions from 0.
-        attention_mask: [B, L], or None for a packed row (transformers derives the block mask from the positions).
+        input_ids, position_ids: [B, L] right-padded, or [1, L] in one row; each sequence's positions from 0, an
+            answer's from its prompt's end.
+        attention_mask: [B, L], or None for one row: transformers sees from the positions what a packed row holds.
         hidden_index: [N] flat positions of the hidden states that predict the wanted response tokens.
         targets: [N] ids of those tokens.
         token_index: [N] their flat positions in [B * T].
         labels, mask, step_ids: [B, T], c_t, m_t and the step that a token belongs to.
         log_p: [B, T] float32 log-probs under the prior; zeros where the objective has none.
         answer_label: [B].
+        sequence_index, row_index: [B, W] and [L], of a row with shared prompts; see ``models/shared_prompts.py``.
     """
 
     input_ids: torch.Tensor
@@ -34,6 +36,8 @@ class Batch:
     step_ids: torch.Tensor
     log_p: torch.Tensor
     answer_label: torch.Tensor
+    sequence_index: torch.Tensor | None = None
+    row_index: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
@@ -51,6 +55,7 @@ def collate(
     pad_token_id: int,
     packed: bool,
     every_response_token: bool = False,
+    share_prompts: bool = False,
 ) -> Batch:
     """Build a micro-batch.
 
@@ -59,45 +64,109 @@ def collate(
         log_p: per sample [T_i] prior log-probs, or None.
         packed: put all sequences into one row.
         every_response_token: ask the model for all response tokens (the prior pass) rather than the labelled ones.
+        share_prompts: where samples have the same prompt, put all sequences into one row with each prompt once.
     """
-    lengths = [len(sample.input_ids) for sample in samples]
-    width = max(lengths)
-    if packed:
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        input_ids = np.concatenate([sample.input_ids for sample in samples])[None]
-        position_ids = np.concatenate([np.arange(length) for length in lengths])[None]
-        attention_mask = None
+    if share_prompts and len(set(prompt_keys(samples))) < len(samples):
+        layout = _shared_layout(samples)
+    elif packed:
+        layout = _packed_layout(samples)
     else:
-        starts = np.arange(len(samples)) * width
-        input_ids = _pad([sample.input_ids for sample in samples], width, pad_token_id)
-        position_ids = np.tile(np.arange(width), (len(samples), 1))
-        attention_mask = torch.from_numpy(_pad([np.ones(length, dtype=np.int64) for length in lengths], width, 0))
+        layout = _padded_layout(samples, pad_token_id)
 
     longest = max(len(sample.labels) for sample in samples)
     hidden_index, targets, token_index = [], [], []
-    for row, (sample, start) in enumerate(zip(samples, starts)):
+    for row, (sample, places) in enumerate(zip(samples, layout.places)):
         wanted = _wanted_tokens(sample, every_response_token)
-        hidden_index.append(start + sample.prompt_len - 1 + wanted)
+        hidden_index.append(places[sample.prompt_len - 1 + wanted])
         targets.append(sample.input_ids[sample.prompt_len + wanted])
         token_index.append(row * longest + wanted)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64))
-
     prior = [np.zeros(len(sample.labels), dtype=np.float32) for sample in samples] if log_p is None else log_p
     return Batch(
-        input_ids=tensor(input_ids),
-        position_ids=tensor(position_ids),
-        attention_mask=attention_mask,
-        hidden_index=tensor(np.concatenate(hidden_index)),
-        targets=tensor(np.concatenate(targets)),
-        token_index=tensor(np.concatenate(token_index)),
-        labels=tensor(_pad([sample.labels for sample in samples], longest, 0)),
-        mask=tensor(_pad([sample.mask for sample in samples], longest, 0)),
-        step_ids=tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
+        input_ids=_tensor(layout.input_ids),
+        position_ids=_tensor(layout.position_ids),
+        attention_mask=_tensor(layout.attention_mask),
+        hidden_index=_tensor(np.concatenate(hidden_index)),
+        targets=_tensor(np.concatenate(targets)),
+        token_index=_tensor(np.concatenate(token_index)),
+        labels=_tensor(_pad([sample.labels for sample in samples], longest, 0)),
+        mask=_tensor(_pad([sample.mask for sample in samples], longest, 0)),
+        step_ids=_tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
         log_p=torch.from_numpy(_pad(prior, longest, 0.0)),
         answer_label=torch.tensor([sample.answer_label for sample in samples]),
+        sequence_index=_tensor(layout.sequence_index),
+        row_index=_tensor(layout.row_index),
     )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of sequences are. ``places`` holds, per sequence, the flat position of each of its tokens."""
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    places: list[np.ndarray]
+    attention_mask: np.ndarray | None = None
+    sequence_index: np.ndarray | None = None
+    row_index: np.ndarray | None = None
+
+
+def _padded_layout(samples: list[Sample], pad_token_id: int) -> _Layout:
+    ids = [sample.input_ids for sample in samples]
+    width = max(map(len, ids))
+    return _Layout(
+        input_ids=_pad(ids, width, pad_token_id),
+        position_ids=np.tile(np.arange(width), (len(ids), 1)),
+        places=[row * width + np.arange(len(one)) for row, one in enumerate(ids)],
+        attention_mask=_pad([np.ones(len(one), dtype=np.int64) for one in ids], width, 0),
+    )
+
+
+def _packed_layout(samples: list[Sample]) -> _Layout:
+    ids = [sample.input_ids for sample in samples]
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])[:-1]])
+    return _Layout(
+        input_ids=np.concatenate(ids)[None],
+        position_ids=np.concatenate([np.arange(len(one)) for one in ids])[None],
+        places=[start + np.arange(len(one)) for start, one in zip(starts, ids)],
+    )
+
+
+def _shared_layout(samples: list[Sample]) -> _Layout:
+    width = max(len(sample.input_ids) for sample in samples)
+    prompts: dict[bytes | int, np.ndarray] = {}
+    ids, positions, row_index, places = [], [], [], []
+    used = 0
+    for sequence, (sample, key) in enumerate(zip(samples, prompt_keys(samples))):
+        # A prompt that has its place already is left out of the row here.
+        first = sample.prompt_len if key in prompts else 0
+        offsets = np.arange(first, len(sample.input_ids))
+        own = used + offsets - first
+        used += len(own)
+        prompt = prompts.setdefault(key, own[: sample.prompt_len])
+        places.append(np.concatenate([prompt, own]) if first else own)
+        ids.append(sample.input_ids[first:])
+        positions.append(offsets)
+        row_index.append(sequence * width + offsets)
+    return _Layout(
+        input_ids=np.concatenate(ids)[None],
+        position_ids=np.concatenate(positions)[None],
+        places=places,
+        sequence_index=_pad(places, width, 0),
+        row_index=np.concatenate(row_index),
+    )
+
+
+def prompt_keys(samples: list[Sample]) -> list[bytes | int]:
+    """Per sample a key of its prompt's tokens, equal for equal prompts; of its own where there is no prompt."""
+    return [
+        sample.input_ids[: sample.prompt_len].tobytes() if sample.prompt_len else number
+        for number, sample in enumerate(samples)
+    ]
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array.astype(np.int64))
 
 
 def _wanted_tokens(sample: Sample, every_response_token: bool) -> np.ndarray:

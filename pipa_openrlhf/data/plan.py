@@ -1,6 +1,7 @@
 """Which units (answers or pairs) each rank runs in each micro-batch of each optimizer step."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,24 +11,55 @@ from pipa_openrlhf.distributed.upstream import DistributedSampler
 BATCHES_SORTED_TOGETHER = 200
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """What brings units together in a batch: similar length, and the same prompt where that is to be shared.
+
+    Attributes:
+        lengths: [num_units] tokens.
+        prompts: [num_units] number of each unit's prompt; None: prompts do not matter.
+    """
+
+    lengths: np.ndarray
+    prompts: np.ndarray | None = None
+
+    def sort(self, units: np.ndarray) -> np.ndarray:
+        """Longest first; units of one prompt side by side, placed by their mean length."""
+        lengths = self.lengths[units]
+        if self.prompts is None:
+            return units[np.argsort(-lengths, kind="stable")]
+        prompts = self.prompts[units]
+        mean_lengths = np.bincount(prompts, lengths) / np.maximum(np.bincount(prompts), 1)
+        return units[np.lexsort((-lengths, prompts, -mean_lengths[prompts]))]
+
+    def gather(self, order: np.ndarray) -> np.ndarray:
+        """``order`` with the units of a prompt moved to the first of them."""
+        if self.prompts is None:
+            return order
+        prompts, first_place = np.unique(self.prompts[order], return_index=True)
+        place = np.zeros(prompts.max() + 1, dtype=np.int64)
+        place[prompts] = first_place
+        return order[np.argsort(place[self.prompts[order]], kind="stable")]
+
+
 def global_batches(
-    num_units: int, batch_size: int, seed: int, epoch: int, lengths: np.ndarray | None = None
+    num_units: int, batch_size: int, seed: int, epoch: int, grouping: Grouping | None = None
 ) -> list[np.ndarray]:
     """The global batches of an epoch; the last one may be smaller. They do not depend on the number of ranks.
 
     Args:
-        lengths: [num_units] tokens; given, batches hold units of similar length, in random order of batches.
-            Otherwise the order is that of OpenRLHF's DistributedSampler.
+        grouping: given, batches hold units that belong together, in random order of batches. Otherwise the order is
+            that of OpenRLHF's DistributedSampler.
     """
     sampler = DistributedSampler(range(num_units), num_replicas=1, rank=0, shuffle=True, seed=seed)
     sampler.set_epoch(epoch)
     order = np.fromiter(sampler, dtype=np.int64, count=num_units)
-    if lengths is not None:
+    if grouping is not None:
+        order = grouping.gather(order)
         size = batch_size * BATCHES_SORTED_TOGETHER
-        groups = (order[start : start + size] for start in range(0, num_units, size))
-        order = np.concatenate([group[np.argsort(-lengths[group], kind="stable")] for group in groups])
+        order = np.concatenate([grouping.sort(order[start : start + size]) for start in range(0, num_units, size)])
     batches = [order[start : start + batch_size] for start in range(0, num_units, batch_size)]
-    if lengths is not None:
+    if grouping is not None:
         full = len(batches) if len(batches[-1]) == batch_size else len(batches) - 1
         shuffled = np.random.default_rng([seed, epoch]).permutation(full)
         batches = [batches[index] for index in shuffled] + batches[full:]
@@ -35,7 +67,7 @@ def global_batches(
 
 
 def rank_micro_batches(
-    batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int, lengths: np.ndarray | None = None
+    batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int, grouping: Grouping | None = None
 ) -> list[np.ndarray]:
     """This rank's share of a global batch, cut into micro-batches.
 
@@ -43,23 +75,43 @@ def rank_micro_batches(
     empty ones.
 
     Args:
-        lengths: of all units; given, units of similar length share a micro-batch, and ranks get micro-batches of
-            similar length at the same time.
+        grouping: given, units that belong together share a micro-batch, and ranks get micro-batches of similar length
+            at the same time.
     """
     count = math.ceil(math.ceil(len(batch) / world_size) / micro_batch_size)
-    if lengths is not None:
-        by_length = batch[np.argsort(-lengths[batch], kind="stable")]
-        return np.array_split(by_length, count * world_size)[rank::world_size]
+    if grouping is not None:
+        return np.array_split(grouping.sort(batch), count * world_size)[rank::world_size]
     share = batch[rank::world_size]
     return [share[index * micro_batch_size : (index + 1) * micro_batch_size] for index in range(count)]
 
 
-def token_budget_batches(lengths: list[int], budget: int) -> list[list[int]]:
+def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Indices of sequences in batches of similar length, longest first, each at most ``budget`` tokens when padded."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+    for index in Grouping(lengths).sort(np.arange(len(lengths))):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])
-    return batches
+    return [np.array(batch) for batch in batches]
+
+
+def shared_budget_batches(grouping: Grouping, prompt_lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Indices of sequences in batches of at most ``budget`` tokens where a batch holds each prompt once.
+
+    Attention still sees whole sequences: those of a batch, padded, are at most twice the budget.
+    """
+    batches: list[list[int]] = []
+    tokens = longest = 0
+    held: set[int] = set()
+    for index in grouping.sort(np.arange(len(grouping.lengths))):
+        length, prompt = grouping.lengths[index], grouping.prompts[index]
+        added = length - (prompt_lengths[index] if prompt in held else 0)
+        longest = max(longest, length)
+        if not batches or tokens + added > budget or (len(batches[-1]) + 1) * longest > 2 * budget:
+            batches.append([])
+            tokens, longest, held, added = 0, length, set(), length
+        batches[-1].append(index)
+        tokens += added
+        held.add(prompt)
+    return [np.array(batch) for batch in batches]

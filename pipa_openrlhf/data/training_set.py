@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipa_openrlhf.data.batch import prompt_keys
+from pipa_openrlhf.data.plan import Grouping
 from pipa_openrlhf.data.tokenise import Sample
 
 
@@ -31,11 +33,11 @@ class TrainingSet:
         """Indices into ``samples`` of the answers of ``units``, in order."""
         return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
 
-    @property
-    def unit_lengths(self) -> np.ndarray:
-        """[num_units] tokens of each unit; of a pair, its longer answer."""
+    def grouping(self, by_prompt: bool) -> Grouping:
+        """What belongs together in a batch: by length, a pair's being that of its longer answer, and by prompt."""
         lengths = np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
-        return lengths.reshape(-1, self.unit_size).max(axis=1)
+        firsts = self.samples[:: self.unit_size]
+        return Grouping(lengths.reshape(-1, self.unit_size).max(axis=1), prompt_numbers(firsts) if by_prompt else None)
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels and order."""
@@ -49,6 +51,12 @@ class TrainingSet:
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""
         return self.samples + [sample for sample in self.mismatched if sample is not None]
+
+
+def prompt_numbers(samples: list[Sample]) -> np.ndarray:
+    """[len(samples)] the same number where prompts are the same tokens."""
+    numbers: dict[bytes | int, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in prompt_keys(samples)], dtype=np.int64)
 
 
 def mismatched_completions(samples: list[Sample], max_len: int) -> tuple[Sample | None, ...]:

@@ -74,8 +74,9 @@ class Strategy(DeepspeedStrategy):
         the counts of its global batch, and says itself which backward pass ends it."""
         if optim_dict is not None and optim_dict["type"] == "AdamW" and not self.adam_offload:
             # On CPU DeepSpeed's own optimizer would be compiled at first use; under ZeRO-0 its fused one flattens the
-            # master weights, which checkpoints need by parameter.
-            optim_dict["params"]["torch_adam"] = on_cpu() or self.stage == 0
+            # master weights, which checkpoints need by parameter. torch's fused one goes over memory once a step.
+            if on_cpu() or self.stage == 0:
+                optim_dict["params"].update(torch_adam=True, fused=True)
         config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
         config.update(
             train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, train_batch_size=self.world_size

@@ -14,6 +14,7 @@ from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.token_terms import TokenTerms
 from pipa_openrlhf.models.output_head import install_chunked_head
+from pipa_openrlhf.models.shared_prompts import enable_shared_prompts, refuse_other_attention
 from pipa_openrlhf.models.value_head import ValueHead
 
 
@@ -39,6 +40,7 @@ class Policy(nn.Module):
         lm: the causal language model, wrapped by PEFT under LoRA.
         value_head: None where the objective has no learned value; g is then ``fixed_value`` everywhere.
         balances_experts: compute the MoE balancing loss too.
+        can_share_prompts: answers to one prompt may come in one row; a balancing loss counts every prompt's tokens.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Policy(nn.Module):
         # Plain references: registering them again would double their names in the state dict.
         self._backbone = [causal_lm.get_decoder()]
         self._output_head = [install_chunked_head(causal_lm)]
+        self.can_share_prompts = enable_shared_prompts(causal_lm) and not balances_experts
 
     def forward(
         self,
@@ -68,20 +71,26 @@ class Policy(nn.Module):
         token_index: torch.Tensor,
         response_shape: tuple[int, int],
         terms: TokenTerms | None = None,
+        sequence_index: torch.Tensor | None = None,
+        row_index: torch.Tensor | None = None,
     ) -> PolicyOutput:
         """One forward pass for both heads, on the wanted response tokens only.
 
         Args:
-            input_ids, position_ids: [R, L]; R = B rows, or one packed row.
-            attention_mask: [R, L], or None for a packed row.
+            input_ids, position_ids: [R, L]; R = B rows, or one.
+            attention_mask: [R, L], or None for one row.
             hidden_index: [N] flat positions in [R * L] of the hidden states that predict the wanted tokens.
             targets: [N] ids of those tokens.
             token_index: [N] their flat positions in [B * T].
             response_shape: (B, T).
             terms: a token-separable loss of the N tokens, to be computed in the same pass as log f_t, which then
                 carries no gradient of its own.
+            sequence_index, row_index: of a row with shared prompts, see ``models/shared_prompts.py``.
         """
         options = {"output_router_logits": True} if self.balances_experts else {}
+        if sequence_index is not None:
+            options.update(sequence_index=sequence_index, row_index=row_index)
+            attention_mask = refuse_other_attention(input_ids)
         output = self._backbone[0](
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **options
         )
@@ -124,6 +133,7 @@ class PolicyActor(Actor):
 
     def __init__(self, policy: Policy):
         super().__init__(policy)
+        self.can_share_prompts = policy.can_share_prompts
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
     def forward(self, batch: Batch, terms: TokenTerms | None = None) -> PolicyOutput:
@@ -137,6 +147,8 @@ class PolicyActor(Actor):
             batch.token_index,
             tuple(batch.labels.shape),
             terms,
+            batch.sequence_index,
+            batch.row_index,
         )
 
 

@@ -70,13 +70,19 @@ class PreferenceTrainer:
         self.uses_single_pass_head = (
             self.args.train.fused_head and self.objective.token_loss is not None and self.args.ds.param_dtype != "fp16"
         )
-        self.lengths = self.train_set.unit_lengths if self.args.train.group_by_length else None
+        self.shares_prompts = self.args.train.share_prompts and self.actor.can_share_prompts
+        if self.args.train.share_prompts and not self.shares_prompts:
+            self.strategy.print(
+                "--train.share_prompts: this model's attention cannot, or experts are balanced; not used"
+            )
+        self.grouping = self.train_set.grouping(self.shares_prompts) if self.args.train.group_by_length else None
         self._interrupted = self._ctrl_c = False
         # What a run that resumes a checkpoint must share with the one that wrote it.
         self.identity = {
             "--train.batch_size": self.args.train.batch_size,
             "--train.seed": self.args.train.seed,
             "--train.group_by_length": self.args.train.group_by_length,
+            "--train.share_prompts": self.shares_prompts,
             "--ds.lora.alpha": self.args.ds.lora.alpha,
             "objective": self.objective.name,
             "data": self.train_set.fingerprint(),
@@ -114,7 +120,7 @@ class PreferenceTrainer:
         try:
             for epoch in range(self.position.step // self.steps_per_epoch, self.args.train.max_epochs):
                 batches = global_batches(
-                    self.train_set.num_units, self.args.train.batch_size, self.args.train.seed, epoch, self.lengths
+                    self.train_set.num_units, self.args.train.batch_size, self.args.train.seed, epoch, self.grouping
                 )
                 for batch, micro_batches in self._load_epoch(batches[self.position.step % self.steps_per_epoch :]):
                     row = self._train_step(batch, micro_batches)
@@ -145,7 +151,7 @@ class PreferenceTrainer:
             self.strategy.get_rank(),
             self.strategy.world_size,
             self.micro_batch_size,
-            self.eval_set.unit_lengths,
+            self.eval_set.grouping(self.shares_prompts),
         )
         z0 = self._reference_point([self._micro_batch(units, self.eval_set) for units in shares])
         for units in tqdm(shares, desc="Evaluation", disable=not self.strategy.is_rank_0(), leave=False):
@@ -229,7 +235,7 @@ class PreferenceTrainer:
 
     def _load_epoch(self, batches: list[np.ndarray]):
         rank, world_size = self.strategy.get_rank(), self.strategy.world_size
-        plan = [rank_micro_batches(batch, rank, world_size, self.micro_batch_size, self.lengths) for batch in batches]
+        plan = [rank_micro_batches(batch, rank, world_size, self.micro_batch_size, self.grouping) for batch in batches]
         workers = self.args.data.dataloader_num_workers
         steps = _Steps(plan, partial(self._micro_batch, data=self.train_set))
         # With a generator of its own the loader leaves the one that dropout draws from alone, as resuming needs.
@@ -250,7 +256,9 @@ class PreferenceTrainer:
 
     def _collate(self, samples: list[Sample]) -> Batch:
         log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
-        return collate(samples, log_p, self.pad_token_id, self.args.ds.packing_samples)
+        return collate(
+            samples, log_p, self.pad_token_id, self.args.ds.packing_samples, share_prompts=self.shares_prompts
+        )
 
     def _usable_micro_batch_size(self) -> int:
         asked, batch_size = self.args.train.micro_batch_size, self.args.train.batch_size

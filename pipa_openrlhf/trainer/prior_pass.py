@@ -10,9 +10,10 @@ import torch
 from tqdm import tqdm
 
 from pipa_openrlhf.data.batch import Batch, collate
-from pipa_openrlhf.data.plan import token_budget_batches
+from pipa_openrlhf.data.plan import Grouping, shared_budget_batches, token_budget_batches
 from pipa_openrlhf.data.prior_cache import PriorCache
 from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.training_set import prompt_numbers
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
@@ -81,6 +82,7 @@ def _fill(args, cache, samples, absent, actor, strategy, pad_token_id) -> None:
         pad_token_id,
         args.ds.packing_samples,
         args.train.micro_batch_size,
+        args.train.share_prompts and actor.can_share_prompts,
     )
 
 
@@ -104,6 +106,7 @@ def fill_cache(
     pad_token_id: int,
     packed: bool,
     micro_batch_size: int,
+    share_prompts: bool,
 ) -> None:
     """Compute and store the prior's log-probs of ``samples``.
 
@@ -112,15 +115,12 @@ def fill_cache(
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
         packed: pack micro-batches into one row.
         micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
+        share_prompts: put responses to one prompt into one row.
 
     Raises:
         UserError: a rank cannot see what another one wrote.
     """
-    lengths = [len(sample.input_ids) for sample in samples]
-    # No more padded tokens than the largest training micro-batch, and no graph: the pass cannot raise the peak memory.
-    batches = [
-        [samples[index] for index in batch] for batch in token_budget_batches(lengths, micro_batch_size * max(lengths))
-    ]
+    batches = _plan(samples, micro_batch_size, share_prompts)
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()
@@ -129,7 +129,7 @@ def fill_cache(
     for first in range(0, len(batches), world_size):
         mine = first + rank < len(batches)
         batch_samples = batches[first + rank] if mine else batches[-1]
-        batch = collate(batch_samples, None, pad_token_id, packed, every_response_token=True)
+        batch = collate(batch_samples, None, pad_token_id, packed, True, share_prompts)
         rows = log_probs_of(batch.to(device())).cpu().numpy()
         if mine:
             finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(batch_samples, rows)]
@@ -144,3 +144,15 @@ def fill_cache(
     cache.refresh()
     if count_missing(cache, samples, strategy).any():
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
+
+
+def _plan(samples: list[Sample], micro_batch_size: int, share_prompts: bool) -> list[list[Sample]]:
+    lengths = np.array([len(sample.input_ids) for sample in samples])
+    # No more tokens than the largest training micro-batch, and no graph: the pass cannot raise the peak memory.
+    budget = micro_batch_size * int(lengths.max())
+    if share_prompts:
+        prompt_lengths = np.array([sample.prompt_len for sample in samples])
+        plan = shared_budget_batches(Grouping(lengths, prompt_numbers(samples)), prompt_lengths, budget)
+    else:
+        plan = token_budget_batches(lengths, budget)
+    return [[samples[index] for index in batch] for batch in plan]

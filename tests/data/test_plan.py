@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipa_openrlhf.data.plan import global_batches, rank_micro_batches, token_budget_batches
+from pipa_openrlhf.data.plan import (
+    Grouping,
+    global_batches,
+    rank_micro_batches,
+    shared_budget_batches,
+    token_budget_batches,
+)
 from pipa_openrlhf.distributed.upstream import DistributedSampler
 
 
@@ -36,15 +42,16 @@ def test_ungrouped_order_is_upstreams(world_size):
     batch_size=st.integers(1, 40),
     world_size=st.integers(1, 5),
     micro=st.integers(1, 9),
-    grouped=st.booleans(),
+    grouped=st.sampled_from(["", "by length", "by length and prompt"]),
 )
 def test_every_unit_is_run_once_an_epoch(num_units, batch_size, world_size, micro, grouped):
-    lengths = lognormal_lengths(num_units) if grouped else None
-    batches = global_batches(num_units, batch_size, seed=1, epoch=0, lengths=lengths)
+    prompts = np.random.default_rng(0).integers(0, num_units, num_units) if "prompt" in grouped else None
+    grouping = Grouping(lognormal_lengths(num_units), prompts) if grouped else None
+    batches = global_batches(num_units, batch_size, seed=1, epoch=0, grouping=grouping)
     assert sorted(np.concatenate(batches)) == list(range(num_units))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     for batch in batches:
-        plans = [rank_micro_batches(batch, rank, world_size, micro, lengths) for rank in range(world_size)]
+        plans = [rank_micro_batches(batch, rank, world_size, micro, grouping) for rank in range(world_size)]
         assert len({len(plan) for plan in plans}) == 1, "every rank runs the same number of micro-batches"
         assert all(len(units) <= micro for plan in plans for units in plan)
         assert sorted(unit for plan in plans for units in plan for unit in units) == sorted(batch)
@@ -56,9 +63,9 @@ def test_grouping_leaves_at_most_five_percent_padding(batch_size, micro, world_s
     lengths = lognormal_lengths(2000)
     run = [
         units
-        for batch in global_batches(2000, batch_size, seed=0, epoch=0, lengths=lengths)
+        for batch in global_batches(2000, batch_size, seed=0, epoch=0, grouping=Grouping(lengths))
         for rank in range(world_size)
-        for units in rank_micro_batches(batch, rank, world_size, micro, lengths)
+        for units in rank_micro_batches(batch, rank, world_size, micro, Grouping(lengths))
     ]
     assert padding(run, lengths) <= 0.05
     ungrouped = global_batches(2000, batch_size, seed=0, epoch=0)
@@ -68,17 +75,66 @@ def test_grouping_leaves_at_most_five_percent_padding(batch_size, micro, world_s
 
 def test_grouped_batches_are_shuffled_and_differ_by_epoch():
     lengths = lognormal_lengths(800)
-    first, second = (global_batches(800, 8, seed=0, epoch=epoch, lengths=lengths) for epoch in (0, 1))
+    first, second = (global_batches(800, 8, seed=0, epoch=epoch, grouping=Grouping(lengths)) for epoch in (0, 1))
     means = [lengths[batch].mean() for batch in first]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
     assert any(set(one) != set(other) for one, other in zip(first, second))
-    again = global_batches(800, 8, seed=0, epoch=0, lengths=lengths)
+    again = global_batches(800, 8, seed=0, epoch=0, grouping=Grouping(lengths))
     assert all((one == other).all() for one, other in zip(first, again))
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
 def test_token_budget_batches(lengths, budget):
-    batches = token_budget_batches(lengths, budget)
+    batches = token_budget_batches(np.array(lengths), budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def shared_tokens(batches, lengths, prompts, prompt_length) -> int:
+    """Tokens that go through the model when each batch holds each prompt once."""
+    return sum(
+        lengths[batch].sum() - prompt_length * (len(batch) - len(set(prompts[batch])))
+        for batch in batches
+        if len(batch)
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("batch_size, micro", [(32, 8), (128, 16)])
+def test_eight_answers_a_prompt_keep_four_fifths_of_the_tokens(batch_size, micro, world_size):
+    """A prompt that is a quarter of every sequence, eight answers: 0.78 of the tokens are left."""
+    prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(100), 8))
+    lengths = np.full(800, 256)
+    grouping = Grouping(lengths, prompts)
+    run = [
+        units
+        for batch in global_batches(800, batch_size, seed=0, epoch=0, grouping=grouping)
+        for rank in range(world_size)
+        for units in rank_micro_batches(batch, rank, world_size, micro, grouping)
+    ]
+    assert shared_tokens(run, lengths, prompts, 64) / lengths.sum() == pytest.approx(0.78, abs=0.005)
+
+
+def test_answers_to_one_prompt_stay_together_and_prompts_are_shuffled():
+    prompts = np.repeat(np.arange(100), 8)
+    lengths = lognormal_lengths(800)
+    first, second = (
+        global_batches(800, 32, seed=0, epoch=epoch, grouping=Grouping(lengths, prompts)) for epoch in (0, 1)
+    )
+    together = [len(set(prompts[batch])) for batch in first]
+    assert max(together) <= 5, "32 answers of about four problems"
+    assert any(set(one) != set(other) for one, other in zip(first, second))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), min_size=1, max_size=60), st.integers(1, 2000))
+def test_shared_budget_batches(answers, budget):
+    prompts, answer_lengths = np.array(answers).T
+    prompt_lengths = 1 + prompts * 10
+    lengths = prompt_lengths + answer_lengths
+    batches = shared_budget_batches(Grouping(lengths, prompts), prompt_lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        unique = {prompts[index]: prompt_lengths[index] for index in batch}
+        tokens = answer_lengths[batch].sum() + sum(unique.values())
+        assert len(batch) == 1 or (tokens <= budget and len(batch) * lengths[batch].max() <= 2 * budget)

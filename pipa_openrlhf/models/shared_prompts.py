@@ -1,0 +1,86 @@
+"""Attention for one row of tokens in which the answers to a prompt share its tokens.
+
+A row ``[prompt, answer 1, answer 2, ...]`` goes through every layer once a token. Only inside attention is it laid out
+as the separate sequences that it stands for, so that each answer attends to the prompt and to itself with positions
+as if alone, and any attention kernel computes it, without a mask.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+def enable_shared_prompts(lm: PreTrainedModel) -> bool:
+    """Let the attention of ``lm`` take ``sequence_index`` and ``row_index``, see :func:`attend`.
+
+    Returns:
+        False where the model cannot share prompts: a layer is not full attention (sliding window, recurrent), or its
+        attention does not go through transformers' interface (``eager``, models with code of their own).
+    """
+    config = lm.config.get_text_config()
+    kernel = config._attn_implementation
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
+    if kernel not in _KERNELS or not lm._supports_attention_backend or lm._is_stateful:
+        return False
+    if windowed or any(kind != "full_attention" for kind in layer_types):
+        return False
+    inner = ALL_ATTENTION_FUNCTIONS[kernel]
+    if not (isinstance(inner, partial) and inner.func is attend):
+        AttentionInterface.register(kernel, partial(attend, inner))
+    return True
+
+
+def attend(
+    inner: Callable,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sequence_index: torch.Tensor | None = None,
+    row_index: torch.Tensor | None = None,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``inner``, on separate sequences where the row is a shared one.
+
+    Args:
+        inner: attention function of transformers' interface.
+        query, key, value: [1, heads, S, head size] of the row's S tokens.
+        attention_mask: not used with a shared row.
+        sequence_index: [B, W] place in the row of every token of every sequence; None: an ordinary batch.
+        row_index: [S] place in [B * W] from which a token of the row takes its output.
+
+    Returns:
+        [1, S, heads, head size], and no attention weights.
+    """
+    if sequence_index is None:
+        return inner(module, query, key, value, attention_mask, **options)
+
+    def apart(row: torch.Tensor) -> torch.Tensor:
+        tokens = row[0].transpose(0, 1)
+        picked = tokens.flatten(1).index_select(0, sequence_index.flatten())
+        return picked.view(*sequence_index.shape, *tokens.shape[1:]).transpose(1, 2)
+
+    # Sequences are padded on the right, where causal attention does not look: no mask is needed. Positions are in
+    # the rotated queries and keys already, and would tell flash attention of a packed row.
+    options["position_ids"] = None
+    output, _ = inner(module, apart(query), apart(key), apart(value), None, **options)
+    together = output.flatten(2).flatten(0, 1).index_select(0, row_index)
+    return together.view(1, -1, *output.shape[2:]), None
+
+
+def refuse_other_attention(row: torch.Tensor) -> torch.Tensor:
+    """An attention mask for shared rows that no attention but :func:`attend` gets through, instead of a wrong result.
+
+    Returns:
+        [1, 1, 2, 3], which does not broadcast against attention scores; four dimensions keep transformers from
+        making a mask itself.
+    """
+    return torch.zeros(1, 1, 2, 3, dtype=torch.bool, device=row.device)
