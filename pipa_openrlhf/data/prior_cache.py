@@ -3,12 +3,14 @@
 A prior has one folder. It holds shards, safetensors files of any number of entries, each written to a temporary name
 and renamed when complete. An entry is one response: float32 log-probs [T], keyed by the sequence's token ids and the
 length of its prompt. Labels, order, epochs, batch sizes, ranks, seeds and LoRA settings play no part in the key.
+A shard's keys are sorted, so that opening it takes no index in memory.
 """
 
 import glob
 import hashlib
 import os
 import uuid
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from safetensors.torch import save_file
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY_BYTES = 16
+_KEY_TYPE = f"S{_KEY_BYTES}"
 
 
 def entry_key(sample: Sample) -> bytes:
@@ -28,6 +31,20 @@ def entry_key(sample: Sample) -> bytes:
     digest.update(np.int64(sample.prompt_len).tobytes())
     digest.update(np.ascontiguousarray(sample.input_ids, dtype=np.int32).tobytes())
     return digest.digest()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Memory-mapped: sorted keys [n], starts [n + 1] of entries in ``log_probs``."""
+
+    keys: np.ndarray
+    starts: np.ndarray
+    log_probs: np.ndarray
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per key its row, and whether it is there at all."""
+        rows = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return rows, self.keys[rows] == keys
 
 
 class PriorCache:
@@ -41,8 +58,7 @@ class PriorCache:
 
     def __init__(self, cache_dir: str, prior_id: str, dtype: str):
         self.folder = os.path.join(os.path.expanduser(cache_dir), f"v{FORMAT_VERSION}", f"{prior_id[:32]}-{dtype}")
-        self._index: dict[bytes, tuple[np.ndarray, int, int]] = {}
-        self._opened: set[str] = set()
+        self._shards: dict[str, _Shard] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -52,20 +68,17 @@ class PriorCache:
             UserError: a finished shard is damaged.
         """
         for path in sorted(glob.glob(os.path.join(self.folder, "*.safetensors"))):
-            if path not in self._opened:
-                self._open_shard(path)
-                self._opened.add(path)
+            if path not in self._shards:
+                self._shards[path] = _open_shard(path)
 
     def missing(self, samples: list[Sample]) -> np.ndarray:
         """[len(samples)] bool: True at the first sample of every key that has no entry."""
-        seen: set[bytes] = set()
-        absent = np.zeros(len(samples), dtype=bool)
-        for position, sample in enumerate(samples):
-            key = entry_key(sample)
-            if key not in self._index and key not in seen:
-                seen.add(key)
-                absent[position] = True
-        return absent
+        keys = _keys(samples)
+        first = np.zeros(len(samples), dtype=bool)
+        first[np.unique(keys, return_index=True)[1]] = True
+        for shard in self._shards.values():
+            first &= ~shard.find(keys)[1]
+        return first
 
     def log_probs(self, sample: Sample) -> np.ndarray:
         """[T] float32 log-probs of the sample's response tokens.
@@ -73,16 +86,23 @@ class PriorCache:
         Raises:
             KeyError: no entry; the prior pass comes first.
         """
-        values, start, end = self._index[entry_key(sample)]
-        return values[start:end]
+        key = _keys([sample])
+        for shard in self._shards.values():
+            rows, found = shard.find(key)
+            if found[0]:
+                return shard.log_probs[shard.starts[rows[0]] : shard.starts[rows[0] + 1]]
+        raise KeyError(sample.where)
 
     def add(self, samples: list[Sample], log_probs: list[np.ndarray]) -> None:
         """Write one shard with an entry a sample and open it."""
         os.makedirs(self.folder, exist_ok=True)
+        keys = _keys(samples)
+        order = np.argsort(keys)
+        ordered = [log_probs[index] for index in order]
         tensors = {
-            "keys": torch.from_numpy(np.frombuffer(b"".join(map(entry_key, samples)), dtype=np.uint8).copy()),
-            "starts": torch.from_numpy(np.cumsum([0] + [len(values) for values in log_probs])),
-            "log_probs": torch.from_numpy(np.concatenate(log_probs).astype(np.float32)),
+            "keys": torch.from_numpy(keys[order].view(np.uint8)),
+            "starts": torch.from_numpy(np.cumsum([0] + [len(values) for values in ordered])),
+            "log_probs": torch.from_numpy(np.concatenate(ordered).astype(np.float32)),
         }
         path = os.path.join(self.folder, f"{uuid.uuid4().hex}.safetensors")
         unfinished = path + ".unfinished"
@@ -97,19 +117,22 @@ class PriorCache:
                 os.remove(unfinished)
         self.refresh()
 
-    def _open_shard(self, path: str) -> None:
-        try:
-            with safe_open(path, framework="pt") as shard:
-                tensors = {name: shard.get_tensor(name) for name in ("keys", "starts", "log_probs")}
-                recorded = shard.metadata()["checksum"]
-            intact = recorded == _checksum(tensors)
-        except (SafetensorError, KeyError, TypeError):
-            intact = False
-        if not intact:
-            raise UserError(f"{path} is damaged: delete it, and its log-probs are computed again")
-        keys, starts, values = tensors["keys"].numpy().tobytes(), tensors["starts"].tolist(), tensors["log_probs"]
-        for row, (start, end) in enumerate(zip(starts, starts[1:])):
-            self._index[keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (values.numpy(), start, end)
+
+def _keys(samples: list[Sample]) -> np.ndarray:
+    return np.array([entry_key(sample) for sample in samples], dtype=_KEY_TYPE)
+
+
+def _open_shard(path: str) -> _Shard:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("keys", "starts", "log_probs")}
+            recorded = file.metadata()["checksum"]
+        intact = recorded == _checksum(tensors)
+    except (SafetensorError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged: delete it, and its log-probs are computed again")
+    return _Shard(tensors["keys"].numpy().view(_KEY_TYPE), tensors["starts"].numpy(), tensors["log_probs"].numpy())
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

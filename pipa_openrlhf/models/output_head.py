@@ -91,7 +91,7 @@ def single_pass_loss(
         hidden: [N, d].
         targets: [N] token ids.
         u: [N] value logits; the loss has no gradient with respect to them here.
-        logits_of: [n, d] -> float32 [n, vocabulary].
+        logits_of: [n, d] -> [n, vocabulary], float32 or wider.
         head_parameters: of the output head; frozen ones get no gradient.
 
     Returns:
@@ -104,10 +104,11 @@ def single_pass_loss(
 class _SinglePassLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, targets, u, terms, logits_of, chunk_size, *trained):
-        log_f = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        log_f = torch.empty(len(targets), dtype=precision, device=hidden.device)
         hidden_grad = torch.empty_like(hidden)
         trained_grads = [torch.zeros_like(one) for one in trained]
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        loss = torch.zeros((), dtype=precision, device=hidden.device)
         for start in range(0, len(targets), chunk_size):
             part = slice(start, start + chunk_size)
             with torch.enable_grad():

@@ -131,6 +131,26 @@ def hits_and_misses(text: str) -> list[tuple[int, int]]:
     return [(int(line.split()[2]), int(line.split()[4])) for line in lines]
 
 
+def test_shards_overlap_and_keys_may_end_in_zeros(tmp_path, monkeypatch):
+    """Sorted fixed-width keys: a trailing zero byte is part of a key, and the same entry may be in two shards."""
+    keys = iter([b"\0" * 16, b"a" + b"\0" * 15, b"a" * 15 + b"\0", b"a" * 16])
+    of = {sample.where: next(keys) for sample in SAMPLES}
+    monkeypatch.setattr("pipa_openrlhf.data.prior_cache.entry_key", lambda sample: of[sample.where])
+    cache = filled(tmp_path, SAMPLES[:1])
+    assert cache.missing(SAMPLES).tolist() == [False, True, True, True]
+    cache.add(SAMPLES[::-1], values_of(SAMPLES[::-1]))
+    again = PriorCache(str(tmp_path), "a" * 64, "fp32")
+    for sample, values in zip(SAMPLES, values_of(SAMPLES)):
+        assert np.array_equal(again.log_probs(sample), values)
+
+
+def test_fifty_million_tokens_fit_in_250_megabytes(tmp_path):
+    """Scaled down a hundred times, answers of 150 tokens."""
+    samples = random_samples([(1, 150)] * 3400, 50)
+    filled(tmp_path, samples)
+    assert sum(os.path.getsize(path) for path in shards(tmp_path)) <= 2.5e6 < sum(150 for _ in samples) * 5
+
+
 def test_a_grid_of_runs_pays_once(small_run, capsys):
     """Learning rate, LoRA, seed, objective, labels, batch size, packing and stage do not matter."""
     grid = [

@@ -11,6 +11,7 @@ from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.losses.sft import sft_token_loss
 from pipa_openrlhf.losses.token_terms import TokenTerms
 from pipa_openrlhf.models import output_head
+from pipa_openrlhf.models.output_head import single_pass_loss
 from pipa_openrlhf.models.policy import Policy
 from pipa_openrlhf.models.value_head import ValueHead
 
@@ -129,6 +130,39 @@ def test_gradients_of_full_fine_tuning_are_those_of_the_ordinary_loss(name, fuse
         assert wanted is not None or parameter.grad is None or not parameter.grad.any(), parameter_name
         if wanted is not None:
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-5, msg=parameter_name)
+
+
+def nll(log_f, log_p, u, label):
+    return -log_f
+
+
+def pipa_n(log_f, log_p, u, label):
+    score = log_f - log_p + u
+    return -torch.nn.functional.logsigmoid(torch.where(label != 0, score, -score))
+
+
+@pytest.mark.parametrize("token_loss", [nll, pipa_n])  # the package's are float32, too coarse for finite differences
+@pytest.mark.parametrize("chunk_size", [1, 3, 99])
+def test_single_pass_gradient_is_the_derivative(token_loss, chunk_size):
+    """In float64, against finite differences, for hidden states and a trained head."""
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    targets, labels = torch.randint(0, 11, (7,)), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    log_p, u = torch.randn(7, dtype=torch.float64) - 2, torch.randn(7, dtype=torch.float64) - 2
+    terms = TokenTerms(token_loss, log_p, labels, torch.rand(7, dtype=torch.float64), torch.rand(7).double())
+
+    def loss(hidden, weight):
+        return single_pass_loss(hidden, targets, u, terms, lambda part: part @ weight.T, (weight,), chunk_size)[1]
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+    frozen = weight.detach()
+    assert torch.autograd.gradcheck(
+        lambda hidden: single_pass_loss(
+            hidden, targets, u, terms, lambda part: part @ frozen.T, (frozen,), chunk_size
+        )[1],
+        (hidden,),
+    )
 
 
 class RowsOfLogits(TorchDispatchMode):
