@@ -103,15 +103,15 @@ def shared_budget_batches(grouping: Grouping, prompt_lengths: np.ndarray, budget
     """
     batches: list[list[int]] = []
     tokens = longest = 0
-    held: set[int] = set()
+    previous = -1
     for index in grouping.sort(np.arange(len(grouping.lengths))):
         length, prompt = grouping.lengths[index], grouping.prompts[index]
-        added = length - (prompt_lengths[index] if prompt in held else 0)
+        added = length - (prompt_lengths[index] if prompt == previous else 0)
         longest = max(longest, length)
         if not batches or tokens + added > budget or (len(batches[-1]) + 1) * longest > 2 * budget:
             batches.append([])
-            tokens, longest, held, added = 0, length, set(), length
+            tokens, longest, added = 0, length, length
         batches[-1].append(index)
         tokens += added
-        held.add(prompt)
+        previous = prompt
     return [np.array(batch) for batch in batches]

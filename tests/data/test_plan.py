@@ -137,6 +137,13 @@ def test_answers_to_one_prompt_stay_together_and_prompts_are_shuffled():
     assert any(set(one) != set(other) for one, other in zip(first, second))
 
 
+def test_answers_stay_together_in_more_data_than_is_sorted_at_once():
+    prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 4))
+    grouping = Grouping(lognormal_lengths(2000), prompts)
+    batches = global_batches(2000, 4, seed=0, epoch=0, grouping=grouping)
+    assert np.mean([len(set(prompts[batch])) for batch in batches]) < 1.1
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), min_size=1, max_size=60), st.integers(1, 2000))
 def test_shared_budget_batches(answers, budget):
     prompts, answer_lengths = np.array(answers).T
