@@ -56,8 +56,9 @@ def collate(
     packed: bool,
     every_response_token: bool = False,
     share_prompts: bool = False,
+    keep_last_token: bool = False,
 ) -> Batch:
-    """Build a micro-batch.
+    """Build a micro-batch. The last token of a sequence is a target only, as nothing is predicted from it.
 
     Args:
         samples: B of them.
@@ -65,13 +66,16 @@ def collate(
         packed: put all sequences into one row.
         every_response_token: ask the model for all response tokens (the prior pass) rather than the labelled ones.
         share_prompts: where samples have the same prompt, put all sequences into one row with each prompt once.
+        keep_last_token: run it through the model all the same, for the balancing loss of experts.
     """
-    if share_prompts and len(set(prompt_keys(samples))) < len(samples):
-        layout = _shared_layout(samples)
+    sequences = [sample.input_ids if keep_last_token else sample.input_ids[:-1] for sample in samples]
+    keys = prompt_keys(samples)
+    if share_prompts and len(set(keys)) < len(samples):
+        layout = _shared_layout(sequences, [sample.prompt_len for sample in samples], keys)
     elif packed:
-        layout = _packed_layout(samples)
+        layout = _packed_layout(sequences)
     else:
-        layout = _padded_layout(samples, pad_token_id)
+        layout = _padded_layout(sequences, pad_token_id)
 
     longest = max(len(sample.labels) for sample in samples)
     hidden_index, targets, token_index = [], [], []
@@ -111,45 +115,43 @@ class _Layout:
     row_index: np.ndarray | None = None
 
 
-def _padded_layout(samples: list[Sample], pad_token_id: int) -> _Layout:
-    ids = [sample.input_ids for sample in samples]
-    width = max(map(len, ids))
+def _padded_layout(sequences: list[np.ndarray], pad_token_id: int) -> _Layout:
+    width = max(map(len, sequences))
     return _Layout(
-        input_ids=_pad(ids, width, pad_token_id),
-        position_ids=np.tile(np.arange(width), (len(ids), 1)),
-        places=[row * width + np.arange(len(one)) for row, one in enumerate(ids)],
-        attention_mask=_pad([np.ones(len(one), dtype=np.int64) for one in ids], width, 0),
+        input_ids=_pad(sequences, width, pad_token_id),
+        position_ids=np.tile(np.arange(width), (len(sequences), 1)),
+        places=[row * width + np.arange(len(ids)) for row, ids in enumerate(sequences)],
+        attention_mask=_pad([np.ones(len(ids), dtype=np.int64) for ids in sequences], width, 0),
     )
 
 
-def _packed_layout(samples: list[Sample]) -> _Layout:
-    ids = [sample.input_ids for sample in samples]
-    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])[:-1]])
+def _packed_layout(sequences: list[np.ndarray]) -> _Layout:
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])[:-1]])
     return _Layout(
-        input_ids=np.concatenate(ids)[None],
-        position_ids=np.concatenate([np.arange(len(one)) for one in ids])[None],
-        places=[start + np.arange(len(one)) for start, one in zip(starts, ids)],
+        input_ids=np.concatenate(sequences)[None],
+        position_ids=np.concatenate([np.arange(len(ids)) for ids in sequences])[None],
+        places=[start + np.arange(len(ids)) for start, ids in zip(starts, sequences)],
     )
 
 
-def _shared_layout(samples: list[Sample]) -> _Layout:
-    width = max(len(sample.input_ids) for sample in samples)
+def _shared_layout(sequences: list[np.ndarray], prompt_lens: list[int], keys: list[bytes | int]) -> _Layout:
+    width = max(map(len, sequences))
     prompts: dict[bytes | int, np.ndarray] = {}
-    ids, positions, row_index, places = [], [], [], []
+    row, positions, row_index, places = [], [], [], []
     used = 0
-    for sequence, (sample, key) in enumerate(zip(samples, prompt_keys(samples))):
+    for number, (ids, prompt_len, key) in enumerate(zip(sequences, prompt_lens, keys)):
         # A prompt that has its place already is left out of the row here.
-        first = sample.prompt_len if key in prompts else 0
-        offsets = np.arange(first, len(sample.input_ids))
+        first = prompt_len if key in prompts else 0
+        offsets = np.arange(first, len(ids))
         own = used + offsets - first
         used += len(own)
-        prompt = prompts.setdefault(key, own[: sample.prompt_len])
+        prompt = prompts.setdefault(key, own[:prompt_len])
         places.append(np.concatenate([prompt, own]) if first else own)
-        ids.append(sample.input_ids[first:])
+        row.append(ids[first:])
         positions.append(offsets)
-        row_index.append(sequence * width + offsets)
+        row_index.append(number * width + offsets)
     return _Layout(
-        input_ids=np.concatenate(ids)[None],
+        input_ids=np.concatenate(row)[None],
         position_ids=np.concatenate(positions)[None],
         places=places,
         sequence_index=_pad(places, width, 0),

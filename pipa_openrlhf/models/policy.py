@@ -158,7 +158,6 @@ def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | l
     Raises:
         UserError: the target modules do not exist, or include the output head.
     """
-    lm.enable_input_require_grads()
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,

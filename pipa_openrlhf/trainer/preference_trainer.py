@@ -257,7 +257,12 @@ class PreferenceTrainer:
     def _collate(self, samples: list[Sample]) -> Batch:
         log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
         return collate(
-            samples, log_p, self.pad_token_id, self.args.ds.packing_samples, share_prompts=self.shares_prompts
+            samples,
+            log_p,
+            self.pad_token_id,
+            self.args.ds.packing_samples,
+            share_prompts=self.shares_prompts,
+            keep_last_token=self.loss.settings.aux_coef > 0,
         )
 
     def _usable_micro_batch_size(self) -> int:

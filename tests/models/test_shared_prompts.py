@@ -97,18 +97,18 @@ def test_an_answer_does_not_see_its_neighbours():
 def test_a_row_holds_each_prompt_once():
     samples = samples_of_three_prompts()
     batch = collate(samples, None, 0, False, share_prompts=True)
-    whole = sum(len(sample.input_ids) for sample in samples)
-    assert batch.input_ids.shape == (1, whole - 4 - 4 - 5) and batch.attention_mask is None
-    for sample, places in zip(samples, batch.sequence_index):
-        held = places[: len(sample.input_ids)]
-        np.testing.assert_array_equal(batch.input_ids[0, held], sample.input_ids)
+    inputs = [sample.input_ids[:-1] for sample in samples]  # nothing is predicted from the last token
+    assert batch.input_ids.shape == (1, sum(map(len, inputs)) - 4 - 4 - 5) and batch.attention_mask is None
+    for ids, places in zip(inputs, batch.sequence_index):
+        held = places[: len(ids)]
+        np.testing.assert_array_equal(batch.input_ids[0, held], ids)
         np.testing.assert_array_equal(batch.position_ids[0, held], np.arange(len(held)))
 
 
 def test_nothing_changes_where_no_prompt_occurs_twice():
     samples = random_samples([(3, 7), (2, 1), (0, 4), (0, 4)], VOCAB)
     batch = collate(samples, None, 0, False, share_prompts=True)
-    assert batch.sequence_index is None and batch.input_ids.shape == (4, 10)
+    assert batch.sequence_index is None and batch.input_ids.shape == (4, 9)
 
 
 def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
