@@ -12,11 +12,12 @@ import argparse
 import json
 import os
 import random
-import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from peers import run_openrlhf_dpo
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8
@@ -24,51 +25,12 @@ BATCH = 8
 
 def run_upstream(argv: list[str], log: str) -> None:
     """In this process: ``openrlhf.cli.train_dpo`` with ``argv``; the loss of every optimizer step goes to ``log``."""
-    from pipa_openrlhf.distributed import upstream
-    from pipa_openrlhf.distributed.devices import on_cpu
-    from pipa_openrlhf.distributed.strategy import Strategy
 
-    # isort: split
-    # Ours come first: they make OpenRLHF importable where flash-attn is absent.
-    import openrlhf.trainer.dpo_trainer as dpo_trainer
-    import openrlhf.utils
-    import openrlhf.utils.deepspeed.deepspeed as deepspeed_module
-
-    class CpuStrategy(upstream.DeepspeedStrategy):
-        """Upstream's strategy; only what names CUDA is replaced."""
-
-        def setup_distributed(self, *args, **kwargs):
-            Strategy.setup_distributed(self, *args, **kwargs)
-            self.accumulated_gradient = self.train_batch_size // self.micro_train_batch_size // self.world_size
-
-        def get_ds_train_config(self, optim_dict=None, *, max_norm=None):
-            if optim_dict is not None:
-                optim_dict["params"]["torch_adam"] = True
-            return super().get_ds_train_config(optim_dict, max_norm=max_norm)
-
-        def all_reduce(self, data, op="mean"):
-            return data  # one rank
-
-    def get_strategy(args):
-        return CpuStrategy(
-            seed=args.train.seed,
-            max_norm=args.max_norm,
-            micro_train_batch_size=args.train.micro_batch_size,
-            train_batch_size=args.train.batch_size,
-            zero_stage=args.ds.zero_stage,
-            args=args,
-        )
-
-    def record(self, args, global_step, step_bar, logs_dict=None, client_states=None):
+    def record(step: int, logs: dict) -> None:
         with open(log, "a") as file:
-            file.write(json.dumps({"step": global_step, "loss": logs_dict["loss_mean"]}) + "\n")
+            file.write(json.dumps({"step": step, "loss": logs["loss_mean"]}) + "\n")
 
-    if on_cpu():
-        openrlhf.utils.get_strategy = get_strategy
-        deepspeed_module.torch_dist_barrier_and_cuda_sync = lambda: None
-    dpo_trainer.DPOTrainer.save_logs_and_checkpoints = record
-    sys.argv = ["train_dpo", *argv]
-    runpy.run_module("openrlhf.cli.train_dpo", run_name="__main__")
+    run_openrlhf_dpo(argv, record)
 
 
 def make_data(path: Path, pairs: int) -> None:

@@ -9,6 +9,27 @@ from pipa_openrlhf.data.tokenise import Sample
 
 
 @dataclass(frozen=True)
+class SharedRow:
+    """What the L tokens of a row with shared prompts stand for: B sequences, the longest of W tokens.
+
+    Attributes:
+        sequence_index: [B, W] place in the row of every token of every sequence, 0 where padded.
+        row_index: [L] place in [B * W] where a token of the row occurs first.
+        repeats: per sequence whose prompt occurred before: begin and end of that prompt in the row, and the place in
+            [B * W] where its copy begins.
+    """
+
+    sequence_index: torch.Tensor
+    row_index: torch.Tensor
+    repeats: tuple[tuple[int, int, int], ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
+        """The same on ``device``."""
+        indices = (one.to(device, non_blocking=non_blocking) for one in (self.sequence_index, self.row_index))
+        return SharedRow(*indices, self.repeats)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch of B sequences; T is its longest response. Response tensors are aligned with each other.
 
@@ -22,7 +43,7 @@ class Batch:
         labels, mask, step_ids: [B, T], c_t, m_t and the step that a token belongs to.
         log_p: [B, T] float32 log-probs under the prior; zeros where the objective has none.
         answer_label: [B].
-        sequence_index, row_index: [B, W] and [L], of a row with shared prompts; see ``models/shared_prompts.py``.
+        shared_row: what ``input_ids`` stand for where they share prompts.
     """
 
     input_ids: torch.Tensor
@@ -36,8 +57,7 @@ class Batch:
     step_ids: torch.Tensor
     log_p: torch.Tensor
     answer_label: torch.Tensor
-    sequence_index: torch.Tensor | None = None
-    row_index: torch.Tensor | None = None
+    shared_row: SharedRow | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
@@ -98,8 +118,7 @@ def collate(
         step_ids=_tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
         log_p=torch.from_numpy(_pad(prior, longest, 0.0)),
         answer_label=torch.tensor([sample.answer_label for sample in samples]),
-        sequence_index=_tensor(layout.sequence_index),
-        row_index=_tensor(layout.row_index),
+        shared_row=layout.shared_row,
     )
 
 
@@ -111,8 +130,7 @@ class _Layout:
     position_ids: np.ndarray
     places: list[np.ndarray]
     attention_mask: np.ndarray | None = None
-    sequence_index: np.ndarray | None = None
-    row_index: np.ndarray | None = None
+    shared_row: SharedRow | None = None
 
 
 def _padded_layout(sequences: list[np.ndarray], pad_token_id: int) -> _Layout:
@@ -137,7 +155,7 @@ def _packed_layout(sequences: list[np.ndarray]) -> _Layout:
 def _shared_layout(sequences: list[np.ndarray], prompt_lens: list[int], keys: list[bytes | int]) -> _Layout:
     width = max(map(len, sequences))
     prompts: dict[bytes | int, np.ndarray] = {}
-    row, positions, row_index, places = [], [], [], []
+    row, positions, row_index, places, repeats = [], [], [], [], []
     used = 0
     for number, (ids, prompt_len, key) in enumerate(zip(sequences, prompt_lens, keys)):
         # A prompt that has its place already is left out of the row here.
@@ -146,6 +164,8 @@ def _shared_layout(sequences: list[np.ndarray], prompt_lens: list[int], keys: li
         own = used + offsets - first
         used += len(own)
         prompt = prompts.setdefault(key, own[:prompt_len])
+        if first:
+            repeats.append((int(prompt[0]), int(prompt[0]) + prompt_len, number * width))
         places.append(np.concatenate([prompt, own]) if first else own)
         row.append(ids[first:])
         positions.append(offsets)
@@ -154,8 +174,7 @@ def _shared_layout(sequences: list[np.ndarray], prompt_lens: list[int], keys: li
         input_ids=np.concatenate(row)[None],
         position_ids=np.concatenate(positions)[None],
         places=places,
-        sequence_index=_pad(places, width, 0),
-        row_index=np.concatenate(row_index),
+        shared_row=SharedRow(_tensor(_pad(places, width, 0)), _tensor(np.concatenate(row_index)), tuple(repeats)),
     )
 
 

@@ -15,6 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from pipa_openrlhf.distributed.devices import device, on_cpu
 from pipa_openrlhf.distributed.upstream import Actor, DeepspeedStrategy
 
+# Gradients that are reduced together; DeepSpeed's default.
+LARGEST_BUCKET = 500_000_000
+
 
 class Strategy(DeepspeedStrategy):
     """DeepspeedStrategy without its CUDA-only calls; gradient scaling and accumulation belong to our trainer.
@@ -35,6 +38,7 @@ class Strategy(DeepspeedStrategy):
             args=args,
         )
         self.value_lr = args.adam.lr if value_lr is None else value_lr
+        self.num_trained = LARGEST_BUCKET
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:
         """Seed this process and join the process group; without a launcher, become a group of one."""
@@ -62,6 +66,8 @@ class Strategy(DeepspeedStrategy):
         self.setup_ring_attn(self.ds_device_mesh)
 
     def _ds_init_train_model(self, model: Actor, cfg: dict):
+        trained = (one for one in model.model.parameters() if one.requires_grad)
+        self.num_trained = sum(getattr(one, "ds_numel", one.numel()) for one in trained)
         model, optimizer, scheduler = super()._ds_init_train_model(model, cfg)
         # ZeRO-0 in bf16 creates its moments by an update with zero gradients, which Adam's bias correction counts.
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
@@ -81,6 +87,8 @@ class Strategy(DeepspeedStrategy):
         config.update(
             train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, train_batch_size=self.world_size
         )
+        # DeepSpeed allocates the whole bucket, a gigabyte by default, even where LoRA's gradients fill a tenth of it.
+        config["zero_optimization"]["reduce_bucket_size"] = min(self.num_trained, LARGEST_BUCKET)
         return config
 
     def get_ds_eval_config(self, offload: bool = False) -> dict:

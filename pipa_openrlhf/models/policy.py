@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.data.batch import Batch, SharedRow
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.token_terms import TokenTerms
@@ -71,8 +71,7 @@ class Policy(nn.Module):
         token_index: torch.Tensor,
         response_shape: tuple[int, int],
         terms: TokenTerms | None = None,
-        sequence_index: torch.Tensor | None = None,
-        row_index: torch.Tensor | None = None,
+        shared_row: SharedRow | None = None,
     ) -> PolicyOutput:
         """One forward pass for both heads, on the wanted response tokens only.
 
@@ -85,11 +84,11 @@ class Policy(nn.Module):
             response_shape: (B, T).
             terms: a token-separable loss of the N tokens, to be computed in the same pass as log f_t, which then
                 carries no gradient of its own.
-            sequence_index, row_index: of a row with shared prompts, see ``models/shared_prompts.py``.
+            shared_row: what a row with shared prompts stands for.
         """
         options = {"output_router_logits": True} if self.balances_experts else {}
-        if sequence_index is not None:
-            options.update(sequence_index=sequence_index, row_index=row_index)
+        if shared_row is not None:
+            options["shared_row"] = shared_row
             attention_mask = refuse_other_attention(input_ids)
         output = self._backbone[0](
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **options
@@ -147,8 +146,7 @@ class PolicyActor(Actor):
             batch.token_index,
             tuple(batch.labels.shape),
             terms,
-            batch.sequence_index,
-            batch.row_index,
+            batch.shared_row,
         )
 
 
@@ -158,6 +156,8 @@ def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | l
     Raises:
         UserError: the target modules do not exist, or include the output head.
     """
+    if target_modules == ["all-linear"]:  # as a command line gives it
+        target_modules = "all-linear"
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,

@@ -12,11 +12,13 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pipa_openrlhf.data.batch import SharedRow
+
 _KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def enable_shared_prompts(lm: PreTrainedModel) -> bool:
-    """Let the attention of ``lm`` take ``sequence_index`` and ``row_index``, see :func:`attend`.
+    """Let the attention of ``lm`` take a ``shared_row``, see :func:`attend`.
 
     Returns:
         False where the model cannot share prompts: a layer is not full attention (sliding window, recurrent), or its
@@ -44,36 +46,68 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    sequence_index: torch.Tensor | None = None,
-    row_index: torch.Tensor | None = None,
+    shared_row: SharedRow | None = None,
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``inner``, on separate sequences where the row is a shared one.
 
     Args:
         inner: attention function of transformers' interface.
-        query, key, value: [1, heads, S, head size] of the row's S tokens.
+        query, key, value: [1, heads, L, head size] of the row's L tokens.
         attention_mask: not used with a shared row.
-        sequence_index: [B, W] place in the row of every token of every sequence; None: an ordinary batch.
-        row_index: [S] place in [B * W] from which a token of the row takes its output.
+        shared_row: what the row stands for; None: an ordinary batch.
 
     Returns:
-        [1, S, heads, head size], and no attention weights.
+        [1, L, heads, head size], and no attention weights.
     """
-    if sequence_index is None:
+    if shared_row is None:
         return inner(module, query, key, value, attention_mask, **options)
+    shape = shared_row.sequence_index.shape
 
     def apart(row: torch.Tensor) -> torch.Tensor:
         tokens = row[0].transpose(0, 1)
-        picked = tokens.flatten(1).index_select(0, sequence_index.flatten())
-        return picked.view(*sequence_index.shape, *tokens.shape[1:]).transpose(1, 2)
+        return _Apart.apply(tokens.flatten(1), shared_row).view(*shape, *tokens.shape[1:]).transpose(1, 2)
 
     # Sequences are padded on the right, where causal attention does not look: no mask is needed. Positions are in
     # the rotated queries and keys already, and would tell flash attention of a packed row.
     options["position_ids"] = None
     output, _ = inner(module, apart(query), apart(key), apart(value), None, **options)
-    together = output.flatten(2).flatten(0, 1).index_select(0, row_index)
+    together = _Together.apply(output.flatten(2).flatten(0, 1), shared_row)
     return together.view(1, -1, *output.shape[2:]), None
+
+
+class _Apart(torch.autograd.Function):
+    """[L, n] tokens of a row to [B * W, n] tokens of its sequences.
+
+    The backward pass sums over the copies of a prompt block by block: adding by index takes several times as long on
+    CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens: torch.Tensor, shared_row: SharedRow) -> torch.Tensor:
+        ctx.shared_row = shared_row
+        return tokens.index_select(0, shared_row.sequence_index.flatten())
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = grad.index_select(0, ctx.shared_row.row_index)
+        for begin, end, copy in ctx.shared_row.repeats:
+            total[begin:end] += grad[copy : copy + end - begin]
+        return total, None
+
+
+class _Together(torch.autograd.Function):
+    """[B * W, n] tokens of sequences to [L, n] tokens of their row, each from its first place."""
+
+    @staticmethod
+    def forward(ctx, tokens: torch.Tensor, shared_row: SharedRow) -> torch.Tensor:
+        ctx.shared_row = shared_row
+        return tokens.index_select(0, shared_row.row_index)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        apart = grad.new_zeros(ctx.shared_row.sequence_index.numel(), grad.shape[1])
+        return apart.index_copy_(0, ctx.shared_row.row_index, grad), None
 
 
 def refuse_other_attention(row: torch.Tensor) -> torch.Tensor:

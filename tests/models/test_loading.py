@@ -63,6 +63,12 @@ def test_lora_on_the_output_head_is_refused(targets):
         add_lora(make_model(0), 2, 4, targets, 0.0)
 
 
+def test_all_linear_may_be_given_as_a_word_of_the_command_line():
+    model = add_lora(make_model(0), 2, 4, ["all-linear"], 0.0)
+    wrapped = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".lora_A")}
+    assert wrapped == {f"{one}_proj" for one in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
 def test_unknown_target_modules_are_refused():
     with pytest.raises(UserError, match="--ds.lora.target_modules.*nothing_like_it"):
         add_lora(make_model(0), 2, 4, ["nothing_like_it"], 0.0)

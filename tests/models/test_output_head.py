@@ -83,8 +83,7 @@ def forward(policy, batch, terms=None):
         batch.token_index,
         tuple(batch.labels.shape),
         terms,
-        batch.sequence_index,
-        batch.row_index,
+        batch.shared_row,
     )
 
 

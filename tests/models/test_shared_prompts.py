@@ -10,7 +10,7 @@ from test_output_head import MODELS, VOCAB, forward, make
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.batch import SharedRow, collate
 from pipa_openrlhf.models import shared_prompts
 from pipa_openrlhf.models.policy import Policy, add_lora
 from pipa_openrlhf.models.value_head import ValueHead
@@ -99,7 +99,7 @@ def test_a_row_holds_each_prompt_once():
     batch = collate(samples, None, 0, False, share_prompts=True)
     inputs = [sample.input_ids[:-1] for sample in samples]  # nothing is predicted from the last token
     assert batch.input_ids.shape == (1, sum(map(len, inputs)) - 4 - 4 - 5) and batch.attention_mask is None
-    for ids, places in zip(inputs, batch.sequence_index):
+    for ids, places in zip(inputs, batch.shared_row.sequence_index):
         held = places[: len(ids)]
         np.testing.assert_array_equal(batch.input_ids[0, held], ids)
         np.testing.assert_array_equal(batch.position_ids[0, held], np.arange(len(held)))
@@ -108,7 +108,7 @@ def test_a_row_holds_each_prompt_once():
 def test_nothing_changes_where_no_prompt_occurs_twice():
     samples = random_samples([(3, 7), (2, 1), (0, 4), (0, 4)], VOCAB)
     batch = collate(samples, None, 0, False, share_prompts=True)
-    assert batch.sequence_index is None and batch.input_ids.shape == (4, 9)
+    assert batch.shared_row is None and batch.input_ids.shape == (4, 9)
 
 
 def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
@@ -135,7 +135,7 @@ def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
 
     tokens = torch.arange(12.0).view(1, 1, 6, 2)
     sequence_index = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
-    row_index = torch.tensor([0, 1, 2, 3, 6, 7])
+    shared_row = SharedRow(sequence_index, torch.tensor([0, 1, 2, 3, 6, 7]), ((0, 2, 4),))
     output, _ = shared_prompts.attend(
         kernel,
         None,
@@ -143,8 +143,7 @@ def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
         tokens,
         tokens,
         None,
-        sequence_index=sequence_index,
-        row_index=row_index,
+        shared_row=shared_row,
         position_ids=torch.tensor([[0, 1, 2, 3, 2, 3]]),
     )
     assert calls == [((2, 1, 4, 2), None, None)]
