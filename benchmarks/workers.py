@@ -90,8 +90,8 @@ def run_pipa(spec: Spec, gate: Gate) -> None:
 
         gate.prior_pass = again
 
-    def forward_and_record(actor, batch, *rest):
-        output = forward(actor, batch, *rest)
+    def forward_and_record(actor, batch, *rest, **options):
+        output = forward(actor, batch, *rest, **options)
         if rest:  # the loss of a training step is among the arguments
             trained.extend((output.log_f.detach().double() * batch.mask).sum(dim=1).tolist())
         return output

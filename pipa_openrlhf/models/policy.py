@@ -72,6 +72,7 @@ class Policy(nn.Module):
         response_shape: tuple[int, int],
         terms: TokenTerms | None = None,
         shared_row: SharedRow | None = None,
+        with_value: bool = True,
     ) -> PolicyOutput:
         """One forward pass for both heads, on the wanted response tokens only.
 
@@ -85,6 +86,7 @@ class Policy(nn.Module):
             terms: a token-separable loss of the N tokens, to be computed in the same pass as log f_t, which then
                 carries no gradient of its own.
             shared_row: what a row with shared prompts stands for.
+            with_value: False where only log f is wanted; u is then 0.
         """
         options = {"output_router_logits": True} if self.balances_experts else {}
         if shared_row is not None:
@@ -101,7 +103,7 @@ class Policy(nn.Module):
             zeros = values.new_zeros(response_shape[0] * response_shape[1])
             return zeros.index_copy(0, token_index, values).view(response_shape)
 
-        u = self._value_logits(hidden)
+        u = self._value_logits(hidden) if with_value else torch.zeros(hidden.shape[:1], device=hidden.device)
         if terms is None:
             return PolicyOutput(spread(self._output_head[0](hidden, targets)), spread(u), aux_loss)
         log_f, loss = self._output_head[0](hidden, targets, u, terms)
@@ -135,7 +137,7 @@ class PolicyActor(Actor):
         self.can_share_prompts = policy.can_share_prompts
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
-    def forward(self, batch: Batch, terms: TokenTerms | None = None) -> PolicyOutput:
+    def forward(self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True) -> PolicyOutput:
         """The policy's output on ``batch``; see :meth:`Policy.forward`."""
         return self.model(
             batch.input_ids,
@@ -147,6 +149,7 @@ class PolicyActor(Actor):
             tuple(batch.labels.shape),
             terms,
             batch.shared_row,
+            with_value,
         )
 
 

@@ -213,7 +213,7 @@ class PreferenceTrainer:
         for micro_batch in micro_batches:
             if micro_batch.mismatched is not None:
                 batch = micro_batch.mismatched.to(device())
-                log_f = self.actor(batch).log_f
+                log_f = self.actor(batch, with_value=False).log_f
                 if micro_batch.num_mismatched:
                     log_ratio = answers_of(log_f, batch, totals[0]).log_ratio
                     totals[0] += log_ratio.double().sum()

@@ -77,7 +77,7 @@ def _fill(args, cache, samples, absent, actor, strategy, pad_token_id) -> None:
     fill_cache(
         cache,
         [sample for sample, is_absent in zip(samples, absent) if is_absent],
-        lambda batch: actor(batch).log_f,
+        lambda batch: actor(batch, with_value=False).log_f,
         strategy,
         pad_token_id,
         args.ds.packing_samples,

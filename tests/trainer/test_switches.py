@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
 
 from pipa_openrlhf.models.policy import Policy
+from pipa_openrlhf.models.value_head import ValueHead
 
 # Four prompts of three answers, not side by side; right and wrong ones for each.
 ROWS = [
@@ -99,6 +100,15 @@ def test_sharing_runs_fewer_tokens_in_every_pass(losses, tokens_run, objective, 
         counts.append(list(tokens_run))
     assert sum(counts[1]) < 0.9 * sum(counts[0])
     assert max(counts[1]) < max(counts[0])
+
+
+def test_the_value_head_works_in_training_only(losses, monkeypatch):
+    """The prior needs no value: two micro-batches of training, and none of the prior pass."""
+    calls = []
+    forward = ValueHead.forward
+    monkeypatch.setattr(ValueHead, "forward", lambda self, hidden: calls.append(1) or forward(self, hidden))
+    losses("PIPA-N", **{"train.max_epochs": 1, "prior.model_name_or_path": None})
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("stage", [2, 3])
