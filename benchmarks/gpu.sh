@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks on one CUDA device, bf16, in under ten minutes; results go to benchmarks/results/gpu/.
-# These commands have not been run yet on a GPU by this project: it claims nothing about CUDA until they have been.
+# The benchmarks on one CUDA device, bf16; results go to benchmarks/results/gpu/.
+# Not run on a GPU so far: this project claims nothing about CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "gpu.sh needs a CUDA device" >&2; exit 1; }

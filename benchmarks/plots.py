@@ -24,9 +24,9 @@ matplotlib.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid
 def train_step(result: dict) -> Figure:
     """Cost of every peer / ours, a panel a section; a dot is time, a bar is FLOPs."""
     figure, panels = _figure(len(result["sections"]))
+    peers = [arm for arm in result["sections"][0]["timed"] if arm != "pipa"]
     for axes, section in zip(panels, result["sections"]):
         ours = section["timed"]["pipa"]["round"]
-        peers = [arm for arm in section["timed"] if arm != "pipa"]
         flops = section["counted"]["pipa"]["round"]["flops"]
         axes.barh(
             peers, [section["counted"][arm]["round"]["flops"] / flops for arm in peers], color=BLUE, label="FLOPs"

@@ -9,6 +9,7 @@ problem, natural lengths), where everything of ours is on and the others have th
 """
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -50,8 +51,7 @@ NOTES = (
     "Ours is train_pipa whole, with DeepSpeed ZeRO-2 and its value head; the prior pass is timed without its hash of"
     " the weights.",
     "TRL's chunked head is told to skip prompt positions, which it does by itself on CUDA only.",
-    "In the second section TRL DPO groups by length, which TRL refuses for KTO, and every arm has the number of"
-    " sequences a forward pass that is fastest for it of 4, 8 and 16 (--our-micro, --micro).",
+    "TRL DPO groups by length in the second section; TRL refuses that for KTO.",
     "OpenRLHF on CPU has our replacements for CUDA-only calls, and torch's fused AdamW.",
     "sdpa attention in every arm. TFLOP are those of matrix products and attention (whole squares).",
 )
@@ -242,7 +242,8 @@ def print_section(plan: Plan, section: dict) -> None:
     print(
         f"{section['sequences']} sequences, {section['tokens']} tokens, {section['loss_tokens']} in the loss; "
         f"{plan.batch_size} a step; {plan.our_micro_batch_size} (ours) and {plan.micro_batch_size} (others) a forward "
-        f"pass; log-probs of the arms agree to {section['log_prob_difference']:.0e}; load {before:.2f} to {after:.2f}"
+        f"pass; log-probs of the arms agree to {section['log_prob_difference']:.0e} of their value; "
+        f"load {before:.2f} to {after:.2f}"
     )
     rows = []
     for arm, rounds in section["timed"].items():
@@ -254,8 +255,8 @@ def print_section(plan: Plan, section: dict) -> None:
     for arm, reason in section["failures"].items():
         print(f"{NAMES[arm]} did not run: {reason}")
     if "pipa" not in section["timed"]:
-        return
-    print("Cost of the peer / ours, median (min-max over the repeats)")
+        raise SystemExit("ours did not run: nothing to compare with")
+    print("Cost of the peer / ours; of times the ratio of medians (min-max of the rounds' ratios)")
     if plan.section == "natural":
         print_ratios(section, NATURAL, "a pass after the first", with_prior=False, flops_have_targets=False)
     else:
@@ -293,6 +294,8 @@ def print_ratios(
         ratios = [theirs / ours for theirs, ours in zip(seconds, our_seconds, strict=True)]
         median = statistics.median(seconds) / statistics.median(our_seconds)
         print_ratio(f"{NAMES[arm]}, {when}: time", median, (min(ratios), max(ratios)), least=target)
+    for arm in targets.keys() & section["failures"].keys():
+        print_ratio(f"{NAMES[arm]}, {when}: did not run", math.nan, least=targets[arm])
 
 
 if __name__ == "__main__":

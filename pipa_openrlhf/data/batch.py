@@ -83,7 +83,7 @@ def collate(
     Args:
         samples: B of them.
         log_p: per sample [T_i] prior log-probs, or None.
-        packed: put all sequences into one row.
+        packed: put all sequences into one row; sharing prompts does that in its own way.
         every_response_token: ask the model for all response tokens (the prior pass) rather than the labelled ones.
         share_prompts: where samples have the same prompt, put all sequences into one row with each prompt once.
         keep_last_token: run it through the model all the same, for the balancing loss of experts.

@@ -24,22 +24,21 @@ class Grouping:
     prompts: np.ndarray | None = None
 
     def sort(self, units: np.ndarray) -> np.ndarray:
-        """Longest first; units of one prompt side by side, placed by their mean length."""
+        """Longest first, in their order where lengths are equal; units of one prompt side by side, placed by their
+        mean length."""
         lengths = self.lengths[units]
         if self.prompts is None:
             return units[np.argsort(-lengths, kind="stable")]
-        prompts = self.prompts[units]
-        mean_lengths = np.bincount(prompts, lengths) / np.maximum(np.bincount(prompts), 1)
-        return units[np.lexsort((-lengths, prompts, -mean_lengths[prompts]))]
+        _, first_place, prompts = np.unique(self.prompts[units], return_index=True, return_inverse=True)
+        mean_lengths = np.bincount(prompts, lengths) / np.bincount(prompts)
+        return units[np.lexsort((-lengths, first_place[prompts], -mean_lengths[prompts]))]
 
     def gather(self, order: np.ndarray) -> np.ndarray:
         """``order`` with the units of a prompt moved to the first of them."""
         if self.prompts is None:
             return order
-        prompts, first_place = np.unique(self.prompts[order], return_index=True)
-        place = np.zeros(prompts.max() + 1, dtype=np.int64)
-        place[prompts] = first_place
-        return order[np.argsort(place[self.prompts[order]], kind="stable")]
+        _, first_place, prompts = np.unique(self.prompts[order], return_index=True, return_inverse=True)
+        return order[np.argsort(first_place[prompts], kind="stable")]
 
 
 def global_batches(

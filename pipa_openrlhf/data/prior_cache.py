@@ -3,7 +3,7 @@
 A prior has one folder. It holds shards, safetensors files of any number of entries, each written to a temporary name
 and renamed when complete. An entry is one response: float32 log-probs [T], keyed by the sequence's token ids and the
 length of its prompt. Labels, order, epochs, batch sizes, ranks, seeds and LoRA settings play no part in the key.
-A shard's keys are sorted, so that opening it takes no index in memory.
+A shard's keys are sorted, so that opening shards is a merge.
 """
 
 import glob
@@ -41,11 +41,6 @@ class _Shard:
     starts: np.ndarray
     log_probs: np.ndarray
 
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Per key its row, and whether it is there at all."""
-        rows = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return rows, self.keys[rows] == keys
-
 
 class PriorCache:
     """The entries of one prior, memory-mapped.
@@ -59,6 +54,10 @@ class PriorCache:
     def __init__(self, cache_dir: str, prior_id: str, dtype: str):
         self.folder = os.path.join(os.path.expanduser(cache_dir), f"v{FORMAT_VERSION}", f"{prior_id[:32]}-{dtype}")
         self._shards: dict[str, _Shard] = {}
+        # The keys of all shards, sorted, and where their entries are.
+        self._keys = np.zeros(0, dtype=_KEY_TYPE)
+        self._owners: list[_Shard] = []
+        self._owner_of = self._row_of = np.zeros(0, dtype=np.int32)
         self.refresh()
 
     def refresh(self) -> None:
@@ -67,18 +66,24 @@ class PriorCache:
         Raises:
             UserError: a finished shard is damaged.
         """
-        for path in sorted(glob.glob(os.path.join(self.folder, "*.safetensors"))):
-            if path not in self._shards:
-                self._shards[path] = _open_shard(path)
+        new = [path for path in glob.glob(os.path.join(self.folder, "*.safetensors")) if path not in self._shards]
+        if not new:
+            return
+        self._shards.update((path, _open_shard(path)) for path in sorted(new))
+        self._owners = list(self._shards.values())
+        sizes = [len(shard.keys) for shard in self._owners]
+        keys = np.concatenate([shard.keys for shard in self._owners])
+        order = np.argsort(keys, kind="stable")  # merges what is sorted in parts
+        self._keys = keys[order]
+        self._owner_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+        self._row_of = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[order]
 
     def missing(self, samples: list[Sample]) -> np.ndarray:
         """[len(samples)] bool: True at the first sample of every key that has no entry."""
         keys = _keys(samples)
         first = np.zeros(len(samples), dtype=bool)
         first[np.unique(keys, return_index=True)[1]] = True
-        for shard in self._shards.values():
-            first &= ~shard.find(keys)[1]
-        return first
+        return first & ~self._find(keys)[1]
 
     def log_probs(self, sample: Sample) -> np.ndarray:
         """[T] float32 log-probs of the sample's response tokens.
@@ -86,12 +91,11 @@ class PriorCache:
         Raises:
             KeyError: no entry; the prior pass comes first.
         """
-        key = _keys([sample])
-        for shard in self._shards.values():
-            rows, found = shard.find(key)
-            if found[0]:
-                return shard.log_probs[shard.starts[rows[0]] : shard.starts[rows[0] + 1]]
-        raise KeyError(sample.where)
+        (place,), (found,) = self._find(_keys([sample]))
+        if not found:
+            raise KeyError(sample.where)
+        shard, row = self._owners[self._owner_of[place]], self._row_of[place]
+        return shard.log_probs[shard.starts[row] : shard.starts[row + 1]]
 
     def add(self, samples: list[Sample], log_probs: list[np.ndarray]) -> None:
         """Write one shard with an entry a sample and open it."""
@@ -116,6 +120,13 @@ class PriorCache:
             if os.path.exists(unfinished):
                 os.remove(unfinished)
         self.refresh()
+
+    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per key its place among the sorted ones, and whether it is there at all."""
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=np.int64), np.zeros(len(keys), dtype=bool)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return places, self._keys[places] == keys
 
 
 def _keys(samples: list[Sample]) -> np.ndarray:

@@ -77,6 +77,8 @@ def _mismatch(samples: list[Sample], index: int, max_len: int) -> Sample | None:
             mask = other.mask.copy()
             if own.prompt_len == 0:
                 mask[0] = 0  # nothing predicts the first token
+            if not mask.any():
+                continue
             return replace(
                 own,
                 input_ids=np.concatenate([prompt, answer]),

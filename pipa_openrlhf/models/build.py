@@ -31,9 +31,6 @@ def build_policy(
     dtype = dtype_of(args.ds.param_dtype)
     if args.ds.lora.rank > 0:
         lora = args.ds.lora
-        if args.model.gradient_checkpointing_reentrant:
-            # Such a checkpoint has no gradient unless its input has one; else the first layer's would be for nothing.
-            lm.enable_input_require_grads()
         lm = add_lora(lm, lora.rank, lora.alpha, lora.target_modules, lora.dropout)
     head = None
     if with_value_head:

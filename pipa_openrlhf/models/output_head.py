@@ -95,7 +95,7 @@ def single_pass_loss(
         head_parameters: of the output head; frozen ones get no gradient.
 
     Returns:
-        Log-probs [N] float32 without gradient, and the loss, a scalar.
+        Log-probs [N] without gradient, and the loss, a scalar; float32 or wider.
     """
     trained = tuple(one for one in head_parameters if one.requires_grad)
     return _SinglePassLoss.apply(hidden, targets, u.detach(), terms, logits_of, chunk_size, *trained)

@@ -127,6 +127,10 @@ class Policy(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
         """Recompute the backbone's activations in the backward pass; Actor calls this."""
         self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        if not gradient_checkpointing_kwargs["use_reentrant"]:
+            # transformers makes the embeddings' output require a gradient; only reentrant checkpoints need one there.
+            causal_lm = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+            causal_lm.disable_input_require_grads()
 
 
 class PolicyActor(Actor):

@@ -82,7 +82,8 @@ class PreferenceTrainer:
             "--train.batch_size": self.args.train.batch_size,
             "--train.seed": self.args.train.seed,
             "--train.group_by_length": self.args.train.group_by_length,
-            "--train.share_prompts": self.shares_prompts,
+            # Batches depend on it only where they are grouped.
+            "--train.share_prompts": self.shares_prompts and self.args.train.group_by_length,
             "--ds.lora.alpha": self.args.ds.lora.alpha,
             "objective": self.objective.name,
             "data": self.train_set.fingerprint(),

@@ -148,7 +148,7 @@ def fill_cache(
 
 def _plan(samples: list[Sample], micro_batch_size: int, share_prompts: bool) -> list[list[Sample]]:
     lengths = np.array([len(sample.input_ids) for sample in samples])
-    # No more tokens than the largest training micro-batch, and no graph: the pass cannot raise the peak memory.
+    # As many tokens as the largest padded micro-batch of training, and no graph: the pass does not raise the peak.
     budget = micro_batch_size * int(lengths.max())
     if share_prompts:
         prompt_lengths = np.array([sample.prompt_len for sample in samples])

@@ -137,6 +137,17 @@ def test_answers_to_one_prompt_stay_together_and_prompts_are_shuffled():
     assert any(set(one) != set(other) for one, other in zip(first, second))
 
 
+def test_who_shares_a_batch_differs_by_epoch_where_lengths_are_equal():
+    """Ties are broken by the shuffle, not by the order of the file."""
+    prompts = np.repeat(np.arange(100), 4)
+    grouping = Grouping(np.full(400, 50), prompts)
+    batches = [global_batches(400, 16, seed=0, epoch=epoch, grouping=grouping) for epoch in (0, 1)]
+    together = [{frozenset(prompts[batch].tolist()) for batch in one} for one in batches]
+    assert len(together[0] & together[1]) < 3
+    neighbours = [abs(np.diff(sorted(set(prompts[batch].tolist())))).mean() for batch in batches[0]]
+    assert np.mean(neighbours) > 5, "prompts that stand side by side in the file do not share a batch"
+
+
 def test_answers_stay_together_in_more_data_than_is_sorted_at_once():
     prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 4))
     grouping = Grouping(lognormal_lengths(2000), prompts)

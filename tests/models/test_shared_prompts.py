@@ -82,6 +82,14 @@ def test_gradient_checkpointing_recomputes_shared_rows(reentrant):
         torch.testing.assert_close(grads[1][key], grad, rtol=1e-4, atol=1e-4, msg=key)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_only_reentrant_checkpoints_pay_for_gradients_of_the_embeddings(reentrant):
+    policy = Policy(add_lora(make("llama"), 2, 4, "all-linear", 0.0))
+    policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    embeddings = policy.lm.get_input_embeddings()(torch.tensor([[3]]))
+    assert embeddings.requires_grad == reentrant
+
+
 def test_an_answer_does_not_see_its_neighbours():
     samples = samples_of_three_prompts()
     policy = policy_of(make("llama"))
