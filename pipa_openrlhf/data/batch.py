@@ -89,8 +89,8 @@ def collate(
         keep_last_token: run it through the model all the same, for the balancing loss of experts.
     """
     sequences = [sample.input_ids if keep_last_token else sample.input_ids[:-1] for sample in samples]
-    keys = prompt_keys(samples)
-    if share_prompts and len(set(keys)) < len(samples):
+    keys = prompt_keys(samples) if share_prompts else []
+    if len(set(keys)) < len(keys):
         layout = _shared_layout(sequences, [sample.prompt_len for sample in samples], keys)
     elif packed:
         layout = _packed_layout(sequences)

@@ -84,33 +84,29 @@ def rank_micro_batches(
     return [share[index * micro_batch_size : (index + 1) * micro_batch_size] for index in range(count)]
 
 
-def token_budget_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Indices of sequences in batches of similar length, longest first, each at most ``budget`` tokens when padded."""
-    batches: list[list[int]] = []
-    for index in Grouping(lengths).sort(np.arange(len(lengths))):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return [np.array(batch) for batch in batches]
+def token_budget_batches(grouping: Grouping, prompt_lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Indices of sequences in batches of at most ``budget`` tokens, longest first; a longer sequence is alone.
 
+    Without prompts in ``grouping`` all sequences of a batch count as long as its longest. With them a batch holds each
+    prompt once and nothing is padded; only attention sees whole sequences, at most twice the budget when padded.
 
-def shared_budget_batches(grouping: Grouping, prompt_lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Indices of sequences in batches of at most ``budget`` tokens where a batch holds each prompt once.
-
-    Attention still sees whole sequences: those of a batch, padded, are at most twice the budget.
+    Args:
+        grouping: of all sequences.
+        prompt_lengths: [number of sequences] tokens that sequences of one prompt share.
     """
+    shares = grouping.prompts is not None
     batches: list[list[int]] = []
     tokens = longest = 0
-    previous = -1
     for index in grouping.sort(np.arange(len(grouping.lengths))):
-        length, prompt = grouping.lengths[index], grouping.prompts[index]
-        added = length - (prompt_lengths[index] if prompt == previous else 0)
+        length = added = grouping.lengths[index]
+        if shares and batches and grouping.prompts[index] == grouping.prompts[batches[-1][-1]]:
+            added = length - prompt_lengths[index]
         longest = max(longest, length)
-        if not batches or tokens + added > budget or (len(batches[-1]) + 1) * longest > 2 * budget:
+        padded = (len(batches[-1]) + 1) * longest if batches else math.inf
+        fits = tokens + added <= budget and padded <= 2 * budget if shares else padded <= budget
+        if not fits:
             batches.append([])
             tokens, longest, added = 0, length, length
         batches[-1].append(index)
         tokens += added
-        previous = prompt
     return [np.array(batch) for batch in batches]

@@ -3,7 +3,6 @@
 A prior has one folder. It holds shards, safetensors files of any number of entries, each written to a temporary name
 and renamed when complete. An entry is one response: float32 log-probs [T], keyed by the sequence's token ids and the
 length of its prompt. Labels, order, epochs, batch sizes, ranks, seeds and LoRA settings play no part in the key.
-A shard's keys are sorted, so that opening shards is a merge.
 """
 
 import glob
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 _KEY_BYTES = 16
 _KEY_TYPE = f"S{_KEY_BYTES}"
 
@@ -35,7 +34,7 @@ def entry_key(sample: Sample) -> bytes:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Memory-mapped: sorted keys [n], starts [n + 1] of entries in ``log_probs``."""
+    """Memory-mapped: keys [n], starts [n + 1] of entries in ``log_probs``."""
 
     keys: np.ndarray
     starts: np.ndarray
@@ -53,11 +52,11 @@ class PriorCache:
 
     def __init__(self, cache_dir: str, prior_id: str, dtype: str):
         self.folder = os.path.join(os.path.expanduser(cache_dir), f"v{FORMAT_VERSION}", f"{prior_id[:32]}-{dtype}")
-        self._shards: dict[str, _Shard] = {}
-        # The keys of all shards, sorted, and where their entries are.
+        self._paths: list[str] = []
+        self._shards: list[_Shard] = []
+        # The keys of all shards, sorted, and where their entries are; a dict would take many times the memory.
         self._keys = np.zeros(0, dtype=_KEY_TYPE)
-        self._owners: list[_Shard] = []
-        self._owner_of = self._row_of = np.zeros(0, dtype=np.int32)
+        self._shard_of = self._row_of = np.zeros(0, dtype=np.int32)
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,16 +65,16 @@ class PriorCache:
         Raises:
             UserError: a finished shard is damaged.
         """
-        new = [path for path in glob.glob(os.path.join(self.folder, "*.safetensors")) if path not in self._shards]
+        new = sorted(set(glob.glob(os.path.join(self.folder, "*.safetensors"))) - set(self._paths))
         if not new:
             return
-        self._shards.update((path, _open_shard(path)) for path in sorted(new))
-        self._owners = list(self._shards.values())
-        sizes = [len(shard.keys) for shard in self._owners]
-        keys = np.concatenate([shard.keys for shard in self._owners])
-        order = np.argsort(keys, kind="stable")  # merges what is sorted in parts
+        self._shards += [_open_shard(path) for path in new]
+        self._paths += new
+        sizes = [len(shard.keys) for shard in self._shards]
+        keys = np.concatenate([shard.keys for shard in self._shards])
+        order = np.argsort(keys)
         self._keys = keys[order]
-        self._owner_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+        self._shard_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
         self._row_of = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[order]
 
     def missing(self, samples: list[Sample]) -> np.ndarray:
@@ -94,19 +93,16 @@ class PriorCache:
         (place,), (found,) = self._find(_keys([sample]))
         if not found:
             raise KeyError(sample.where)
-        shard, row = self._owners[self._owner_of[place]], self._row_of[place]
+        shard, row = self._shards[self._shard_of[place]], self._row_of[place]
         return shard.log_probs[shard.starts[row] : shard.starts[row + 1]]
 
     def add(self, samples: list[Sample], log_probs: list[np.ndarray]) -> None:
         """Write one shard with an entry a sample and open it."""
         os.makedirs(self.folder, exist_ok=True)
-        keys = _keys(samples)
-        order = np.argsort(keys)
-        ordered = [log_probs[index] for index in order]
         tensors = {
-            "keys": torch.from_numpy(keys[order].view(np.uint8)),
-            "starts": torch.from_numpy(np.cumsum([0] + [len(values) for values in ordered])),
-            "log_probs": torch.from_numpy(np.concatenate(ordered).astype(np.float32)),
+            "keys": torch.from_numpy(_keys(samples).view(np.uint8)),
+            "starts": torch.from_numpy(np.cumsum([0] + [len(values) for values in log_probs])),
+            "log_probs": torch.from_numpy(np.concatenate(log_probs).astype(np.float32)),
         }
         path = os.path.join(self.folder, f"{uuid.uuid4().hex}.safetensors")
         unfinished = path + ".unfinished"

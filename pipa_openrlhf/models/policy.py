@@ -55,7 +55,7 @@ class Policy(nn.Module):
         self.value_head = value_head
         self.fixed_value = fixed_value
         self.balances_experts = balances_experts
-        causal_lm = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+        causal_lm = _without_peft(lm)
         # Plain references: registering them again would double their names in the state dict.
         self._backbone = [causal_lm.get_decoder()]
         self._output_head = [install_chunked_head(causal_lm)]
@@ -129,8 +129,11 @@ class Policy(nn.Module):
         self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
         if not gradient_checkpointing_kwargs["use_reentrant"]:
             # transformers makes the embeddings' output require a gradient; only reentrant checkpoints need one there.
-            causal_lm = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
-            causal_lm.disable_input_require_grads()
+            _without_peft(self.lm).disable_input_require_grads()
+
+
+def _without_peft(lm: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return lm.get_base_model() if isinstance(lm, PeftModel) else lm
 
 
 class PolicyActor(Actor):

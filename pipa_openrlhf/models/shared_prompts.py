@@ -26,11 +26,12 @@ def enable_shared_prompts(lm: PreTrainedModel) -> bool:
     """
     config = lm.config.get_text_config()
     kernel = config._attn_implementation
-    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
-    if kernel not in _KERNELS or not lm._supports_attention_backend or lm._is_stateful:
-        return False
-    if windowed or any(kind != "full_attention" for kind in layer_types):
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        full = set(layer_types) == {"full_attention"}
+    else:
+        full = getattr(config, "sliding_window", None) is None
+    if kernel not in _KERNELS or not lm._supports_attention_backend or lm._is_stateful or not full:
         return False
     inner = ALL_ATTENTION_FUNCTIONS[kernel]
     if not (isinstance(inner, partial) and inner.func is attend):

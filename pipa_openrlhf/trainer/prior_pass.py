@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pipa_openrlhf.data.batch import Batch, collate
-from pipa_openrlhf.data.plan import Grouping, shared_budget_batches, token_budget_batches
+from pipa_openrlhf.data.plan import Grouping, token_budget_batches
 from pipa_openrlhf.data.prior_cache import PriorCache
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.data.training_set import prompt_numbers
@@ -150,9 +150,6 @@ def _plan(samples: list[Sample], micro_batch_size: int, share_prompts: bool) -> 
     lengths = np.array([len(sample.input_ids) for sample in samples])
     # As many tokens as the largest padded micro-batch of training, and no graph: the pass does not raise the peak.
     budget = micro_batch_size * int(lengths.max())
-    if share_prompts:
-        prompt_lengths = np.array([sample.prompt_len for sample in samples])
-        plan = shared_budget_batches(Grouping(lengths, prompt_numbers(samples)), prompt_lengths, budget)
-    else:
-        plan = token_budget_batches(lengths, budget)
-    return [[samples[index] for index in batch] for batch in plan]
+    grouping = Grouping(lengths, prompt_numbers(samples) if share_prompts else None)
+    prompt_lengths = np.array([sample.prompt_len for sample in samples])
+    return [[samples[index] for index in batch] for batch in token_budget_batches(grouping, prompt_lengths, budget)]

@@ -1,6 +1,7 @@
 """What the benchmarks measure with: FLOPs of known products, equal data for every arm, verdicts."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,9 @@ def test_a_ratio_with_a_target_ends_in_its_verdict(capsys):
     measure.print_ratio("b", 1.499, (1.4, 1.6), least=1.5)
     measure.print_ratio("c", 1.2, most=1.1)
     measure.print_ratio("d", 1.2)
+    measure.print_ratio("e: did not run", math.nan, least=1.5)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines] == ["ok", "MISSED", "MISSED", "1.200"]
+    assert [line.split()[-1] for line in lines] == ["ok", "MISSED", "MISSED", "1.200", "MISSED"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from pipa_openrlhf.data.plan import (
     Grouping,
     global_batches,
     rank_micro_batches,
-    shared_budget_batches,
     token_budget_batches,
 )
 from pipa_openrlhf.distributed.upstream import DistributedSampler
@@ -95,7 +94,7 @@ def test_grouped_batches_are_shuffled_and_differ_by_epoch():
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
 def test_token_budget_batches(lengths, budget):
-    batches = token_budget_batches(np.array(lengths), budget)
+    batches = token_budget_batches(Grouping(np.array(lengths)), np.zeros(len(lengths)), budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
@@ -156,11 +155,11 @@ def test_answers_stay_together_in_more_data_than_is_sorted_at_once():
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), min_size=1, max_size=60), st.integers(1, 2000))
-def test_shared_budget_batches(answers, budget):
+def test_token_budget_batches_that_share_prompts(answers, budget):
     prompts, answer_lengths = np.array(answers).T
     prompt_lengths = 1 + prompts * 10
     lengths = prompt_lengths + answer_lengths
-    batches = shared_budget_batches(Grouping(lengths, prompts), prompt_lengths, budget)
+    batches = token_budget_batches(Grouping(lengths, prompts), prompt_lengths, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         unique = {prompts[index]: prompt_lengths[index] for index in batch}

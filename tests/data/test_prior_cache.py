@@ -148,7 +148,7 @@ def test_fifty_million_tokens_fit_in_250_megabytes(tmp_path):
     """Scaled down a hundred times, answers of 150 tokens."""
     samples = random_samples([(1, 150)] * 3400, 50)
     filled(tmp_path, samples)
-    assert sum(os.path.getsize(path) for path in shards(tmp_path)) <= 2.5e6 < sum(150 for _ in samples) * 5
+    assert sum(os.path.getsize(path) for path in shards(tmp_path)) <= 2.5e6
 
 
 def test_a_grid_of_runs_pays_once(small_run, capsys):
