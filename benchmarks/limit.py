@@ -227,7 +227,7 @@ def count_big(config: LlamaConfig | Qwen2Config, tokens: int = 2048, prompt_shar
     ones = np.ones(answer, dtype=np.int8)
     ids = np.zeros(tokens, dtype=np.int32)
     sample = Sample(ids, tokens - answer, ones, ones, ones.astype(np.int32) - 1, 1, "", None, "")
-    batch = collate([sample], None, 0, packed=True)
+    batch = collate([sample], None, 0, "packed")
     # With a mask of its own the model asks nothing about values, which a shape cannot answer.
     mask = torch.empty(1, 1, *(2 * [batch.input_ids.shape[1]]), dtype=torch.bfloat16)
     counts = count_batch([(sample.labels, sample.mask, sample.answer_label)])

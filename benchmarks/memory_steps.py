@@ -111,7 +111,7 @@ def our_step(step: Step) -> StepBytes:
     samples = _samples(step)
     counts = count_batch([(one.labels, one.mask, one.answer_label) for one in samples])
     # All sequences are of one length, so there is no padding to mask.
-    batch = replace(collate(samples, None, 0, packed=False), attention_mask=None).to(torch.device("meta"))
+    batch = replace(collate(samples, None, 0, "padded"), attention_mask=None).to(torch.device("meta"))
 
     def loss() -> torch.Tensor:
         terms = batch_loss.token_terms(batch, counts)

@@ -85,7 +85,7 @@ def measure_point(point: Point, shape: tuple[int, ...], lora_rank: int, checkpoi
 
 def collate_point(samples: list[Sample], point: Point) -> Batch:
     """The micro-batch of a point."""
-    return collate(samples, None, 0, packed=False, share_prompts=point.shares_prompts)
+    return collate(samples, None, 0, "shared" if point.shares_prompts else "padded")
 
 
 def make_samples(point: Point) -> list[Sample]:

@@ -131,7 +131,12 @@ def _upstream_training_flags(parser):
     add("--eval.dataset", type=str, default=None, help="evaluation data, as --data.dataset")
     add("--eval.split", type=str, default="test", help="split of --eval.dataset; a file's only split otherwise")
 
-    add("--train.micro_batch_size", type=int, default=8, help="most sequences in one forward pass of a rank")
+    add(
+        "--train.micro_batch_size",
+        type=int,
+        default=8,
+        help="one forward pass of a rank takes at most the tokens of that many longest sequences",
+    )
     add("--train.batch_size", type=int, default=128, help="sequences of the global batch")
     add("--train.max_epochs", type=int, default=1, help="passes over the data")
     add("--train.full_determinism_enable", action="store_true", default=False, help="deterministic kernels")
@@ -144,7 +149,12 @@ def _upstream_training_flags(parser):
     add("--ds.zpg", type=int, default=1, help="ZeRO++ secondary partition size")
     add("--ds.adam_offload", action="store_true", default=False, help="keep the optimizer in CPU memory")
     add("--ds.use_liger_kernel", action="store_true", default=False, help="Liger kernels (CUDA)")
-    add("--ds.grad_accum_dtype", type=str, default=None, help="dtype of accumulated gradients")
+    add(
+        "--ds.grad_accum_dtype",
+        type=str,
+        default=None,
+        help="dtype of accumulated gradients; unset: fp32 where DeepSpeed can",
+    )
     add("--ds.overlap_comm", action="store_true", default=False, help="overlap gradient reduction with backward")
     add("--ds.tensor_parallel_size", type=int, default=1, help="DeepSpeed tensor parallel size")
     add("--ds.ring_attn_size", type=int, default=1, help="ring attention group size")
@@ -267,7 +277,8 @@ def _speed_flags(parser):
         "--train.group_by_length",
         type=_true_false,
         default=True,
-        help="true|false: batches of similar length, shuffled, for little padding; false: OpenRLHF's order",
+        help="true|false: batches of random prompts with all their answers, micro-batches of similar length; "
+        "false: OpenRLHF's order and cut",
     )
     add(
         "--train.fused_head",
@@ -279,7 +290,7 @@ def _speed_flags(parser):
         "--train.share_prompts",
         type=_true_false,
         default=True,
-        help="true|false: compute a prompt once for all its answers in a micro-batch, and group answers by prompt",
+        help="true|false: compute a prompt once for all its answers in a micro-batch",
     )
 
 

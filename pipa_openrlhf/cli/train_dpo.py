@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from pipa_openrlhf.cli.checks import check_training
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.signals import stop_on_signals
 
 
 def main(args: SimpleNamespace) -> None:
@@ -21,7 +22,12 @@ def main(args: SimpleNamespace) -> None:
         objective = table[f"step_dpo_{args.dpo.step_loss}"]
     else:
         objective = table["dpo"]
-    train(args, objective, LossSettings(nll_coef=args.model.nll_loss_coef, aux_coef=args.model.aux_loss_coef))
+    train(
+        args,
+        objective,
+        LossSettings(nll_coef=args.model.nll_loss_coef, aux_coef=args.model.aux_loss_coef),
+        stop_on_signals,
+    )
 
 
 def cli() -> int:

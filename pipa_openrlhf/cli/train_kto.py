@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from pipa_openrlhf.cli.checks import check_training
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.signals import stop_on_signals
 
 
 def main(args: SimpleNamespace) -> None:
@@ -22,7 +23,9 @@ def main(args: SimpleNamespace) -> None:
         )
     )
     objective = table[f"step_kto_{args.kto.step_loss}" if args.data.annotation == "step" else "kto"]
-    train(args, objective, LossSettings(sft_coef=args.kto.sft_coef, aux_coef=args.model.aux_loss_coef))
+    train(
+        args, objective, LossSettings(sft_coef=args.kto.sft_coef, aux_coef=args.model.aux_loss_coef), stop_on_signals
+    )
 
 
 def cli() -> int:

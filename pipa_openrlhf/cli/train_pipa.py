@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from pipa_openrlhf.cli.checks import check_training
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.signals import stop_on_signals
 
 
 def main(args: SimpleNamespace) -> None:
@@ -26,7 +27,7 @@ def main(args: SimpleNamespace) -> None:
         aux_coef=args.model.aux_loss_coef,
         fixed_value=args.pipa.fixed_value,
     )
-    train(args, objective, settings)
+    train(args, objective, settings, stop_on_signals)
 
 
 def cli() -> int:

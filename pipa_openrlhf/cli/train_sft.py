@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from pipa_openrlhf.cli.checks import check_training
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.signals import stop_on_signals
 
 
 def main(args: SimpleNamespace) -> None:
@@ -14,7 +15,12 @@ def main(args: SimpleNamespace) -> None:
     from pipa_openrlhf.trainer.batch_loss import LossSettings
     from pipa_openrlhf.trainer.run import train
 
-    train(args, objectives()["sft"], LossSettings(reduction="token_mean", aux_coef=args.model.aux_loss_coef))
+    train(
+        args,
+        objectives()["sft"],
+        LossSettings(reduction="token_mean", aux_coef=args.model.aux_loss_coef),
+        stop_on_signals,
+    )
 
 
 def cli() -> int:

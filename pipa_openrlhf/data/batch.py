@@ -10,7 +10,7 @@ from pipa_openrlhf.data.tokenise import Sample
 
 @dataclass(frozen=True)
 class SharedRow:
-    """What the L tokens of a row with shared prompts stand for: B sequences, the longest of W tokens.
+    """What the L tokens of a row stand for, in which prompts are shared: B sequences, the longest of W tokens.
 
     Attributes:
         sequence_index: [B, W] place in the row of every token of every sequence, 0 where padded.
@@ -73,9 +73,8 @@ def collate(
     samples: list[Sample],
     log_p: list[np.ndarray] | None,
     pad_token_id: int,
-    packed: bool,
+    layout: str,
     every_response_token: bool = False,
-    share_prompts: bool = False,
     keep_last_token: bool = False,
 ) -> Batch:
     """Build a micro-batch. The last token of a sequence is a target only, as nothing is predicted from it.
@@ -83,23 +82,22 @@ def collate(
     Args:
         samples: B of them.
         log_p: per sample [T_i] prior log-probs, or None.
-        packed: put all sequences into one row; sharing prompts does that in its own way.
+        layout: ``padded``: a row a sequence; ``packed``: all sequences in one row, told apart by their positions;
+            ``shared``: all in one row with each prompt once, laid out as separate sequences in attention alone.
         every_response_token: ask the model for all response tokens (the prior pass) rather than the labelled ones.
-        share_prompts: where samples have the same prompt, put all sequences into one row with each prompt once.
         keep_last_token: run it through the model all the same, for the balancing loss of experts.
     """
     sequences = [sample.input_ids if keep_last_token else sample.input_ids[:-1] for sample in samples]
-    keys = prompt_keys(samples) if share_prompts else []
-    if len(set(keys)) < len(keys):
-        layout = _shared_layout(sequences, [sample.prompt_len for sample in samples], keys)
-    elif packed:
-        layout = _packed_layout(sequences)
+    if layout == "shared" and len(samples) > 1:
+        placed = _shared_layout(sequences, [sample.prompt_len for sample in samples], prompt_keys(samples))
+    elif layout == "packed":
+        placed = _packed_layout(sequences)
     else:
-        layout = _padded_layout(sequences, pad_token_id)
+        placed = _padded_layout(sequences, pad_token_id)
 
     longest = max(len(sample.labels) for sample in samples)
     hidden_index, targets, token_index = [], [], []
-    for row, (sample, places) in enumerate(zip(samples, layout.places)):
+    for row, (sample, places) in enumerate(zip(samples, placed.places)):
         wanted = _wanted_tokens(sample, every_response_token)
         hidden_index.append(places[sample.prompt_len - 1 + wanted])
         targets.append(sample.input_ids[sample.prompt_len + wanted])
@@ -107,9 +105,9 @@ def collate(
 
     prior = [np.zeros(len(sample.labels), dtype=np.float32) for sample in samples] if log_p is None else log_p
     return Batch(
-        input_ids=_tensor(layout.input_ids),
-        position_ids=_tensor(layout.position_ids),
-        attention_mask=_tensor(layout.attention_mask),
+        input_ids=_tensor(placed.input_ids),
+        position_ids=_tensor(placed.position_ids),
+        attention_mask=_tensor(placed.attention_mask),
         hidden_index=_tensor(np.concatenate(hidden_index)),
         targets=_tensor(np.concatenate(targets)),
         token_index=_tensor(np.concatenate(token_index)),
@@ -118,7 +116,7 @@ def collate(
         step_ids=_tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
         log_p=torch.from_numpy(_pad(prior, longest, 0.0)),
         answer_label=torch.tensor([sample.answer_label for sample in samples]),
-        shared_row=layout.shared_row,
+        shared_row=placed.shared_row,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipa_openrlhf.data.batch import prompt_keys
-from pipa_openrlhf.data.plan import Grouping
+from pipa_openrlhf.data.plan import UnitSizes
 from pipa_openrlhf.data.tokenise import Sample
 
 
@@ -33,11 +33,9 @@ class TrainingSet:
         """Indices into ``samples`` of the answers of ``units``, in order."""
         return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
 
-    def grouping(self, by_prompt: bool) -> Grouping:
-        """What belongs together in a batch: by length, a pair's being that of its longer answer, and by prompt."""
-        lengths = np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
-        firsts = self.samples[:: self.unit_size]
-        return Grouping(lengths.reshape(-1, self.unit_size).max(axis=1), prompt_numbers(firsts) if by_prompt else None)
+    def sizes(self, layout: str) -> UnitSizes:
+        """What its units cost in one forward pass in ``layout``."""
+        return unit_sizes(self.samples, layout, self.unit_size)
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels and order."""
@@ -51,6 +49,18 @@ class TrainingSet:
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""
         return self.samples + [sample for sample in self.mismatched if sample is not None]
+
+
+def unit_sizes(samples: list[Sample], layout: str, unit_size: int = 1) -> UnitSizes:
+    """What units of ``unit_size`` neighbouring samples cost in one forward pass in ``layout``."""
+    lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int64)
+    firsts = samples[::unit_size]
+    return UnitSizes(
+        lengths=lengths.reshape(-1, unit_size).max(axis=1),
+        prompts=prompt_numbers(firsts),
+        prompt_lengths=np.array([sample.prompt_len for sample in firsts], dtype=np.int64),
+        layout=layout,
+    )
 
 
 def prompt_numbers(samples: list[Sample]) -> np.ndarray:

@@ -69,6 +69,11 @@ class Strategy(DeepspeedStrategy):
         trained = (one for one in model.model.parameters() if one.requires_grad)
         self.num_trained = sum(getattr(one, "ds_numel", one.numel()) for one in trained)
         model, optimizer, scheduler = super()._ds_init_train_model(model, cfg)
+        if self.stage in (1, 2) and self._gradient_dtype() == "fp32":
+            _accumulate_in_float32(optimizer)
+        # An update with a NaN or infinite gradient is left out in float32 too; the trainer then ends the run.
+        if hasattr(optimizer, "check_grad_overflow"):
+            optimizer.check_grad_overflow = True
         # ZeRO-0 in bf16 creates its moments by an update with zero gradients, which Adam's bias correction counts.
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             if torch.is_tensor(state.get("step")):
@@ -89,7 +94,22 @@ class Strategy(DeepspeedStrategy):
         )
         # DeepSpeed allocates the whole bucket, a gigabyte by default, even where LoRA's gradients fill a tenth of it.
         config["zero_optimization"]["reduce_bucket_size"] = min(self.num_trained, LARGEST_BUCKET)
+        # At ZeRO-1 it would bring in another optimizer, see _accumulate_in_float32.
+        config["data_types"]["grad_accum_dtype"] = self._gradient_dtype() if self.stage != 1 else None
         return config
+
+    def _gradient_dtype(self) -> str | None:
+        """Data type in which the gradients of a step's micro-batches add up: float32 unless told otherwise, as bf16
+        is off by percents after some hundred of them. Without ZeRO, and in CPU memory below ZeRO-3, DeepSpeed cannot.
+        """
+        asked = self.args.ds.grad_accum_dtype
+        can = self.stage == 3 or (self.stage > 0 and not self.adam_offload)
+        return "fp32" if asked is None and self.args.ds.param_dtype == "bf16" and can else asked
+
+    @property
+    def adds_up_in_bf16(self) -> bool:
+        """Whether the gradients of micro-batches add up in bf16."""
+        return self.args.ds.param_dtype == "bf16" and self._gradient_dtype() in (None, "bf16")
 
     def get_ds_eval_config(self, offload: bool = False) -> dict:
         """Upstream's inference config with the same nominal batch."""
@@ -126,6 +146,24 @@ class Strategy(DeepspeedStrategy):
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
+
+
+def _accumulate_in_float32(optimizer) -> None:
+    """Make a ZeRO-1 or ZeRO-2 optimizer add up the gradients of micro-batches in float32.
+
+    DeepSpeed 0.19.6 takes that setting and drops it at ZeRO-2, and at ZeRO-1 changes to another optimizer, which stops
+    at a gradient of zero and has no check for NaN; the code paths are there in this one.
+    """
+    optimizer.gradient_accumulation_dtype = torch.float32
+    if not optimizer.partition_gradients:
+        optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = True
+        return
+    as_reduced = optimizer.get_all_grad_tensors
+
+    def in_float32(parameters: list[torch.nn.Parameter], dtype: torch.dtype) -> list[torch.Tensor]:
+        return [gradient.to(dtype) for gradient in as_reduced(parameters, dtype)]
+
+    optimizer.get_all_grad_tensors = in_float32
 
 
 def _free_port() -> int:

@@ -144,6 +144,12 @@ class PolicyActor(Actor):
         self.can_share_prompts = policy.can_share_prompts
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
+    def layout(self, share_prompts: bool, packed: bool) -> str:
+        """Layout of a micro-batch, see ``data/batch.py``: the wanted one that this model can take."""
+        if share_prompts and self.can_share_prompts:
+            return "shared"
+        return "packed" if packed else "padded"
+
     def forward(self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True) -> PolicyOutput:
         """The policy's output on ``batch``; see :meth:`Policy.forward`."""
         return self.model(

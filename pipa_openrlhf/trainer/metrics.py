@@ -22,7 +22,7 @@ SUMS = (
     "wrong_tokens",
     "wrong_F",
     "clipped_tokens",
-    "interrupted",
+    "stop",
 )
 
 
@@ -46,6 +46,8 @@ def batch_sums(
     chosen = batch.answer_label.double()
     sums["chosen_sequences"], sums["rejected_sequences"] = chosen.sum(), (1 - chosen).sum()
     logp = (log_f.double() * mask).sum(dim=1)
+    right, wrong = mask * batch.labels, mask * (1 - batch.labels)
+    sums["right_tokens"], sums["wrong_tokens"] = right.sum(), wrong.sum()
     sums["chosen_logp"], sums["rejected_logp"] = (logp * chosen).sum(), (logp * (1 - chosen)).sum()
     if objective.needs_prior:
         logratio = ((log_f - batch.log_p).double() * mask).sum(dim=1)
@@ -56,14 +58,13 @@ def batch_sums(
     if objective.log_F is not None:
         label_log_prob = F.logsigmoid(torch.where(batch.labels != 0, u, -u)).double()
         sums["value_likelihood"] = ((label_log_prob * mask).sum(dim=1) / mask.sum(dim=1)).exp().sum()
-        right, wrong = mask * batch.labels, mask * (1 - batch.labels)
         log_F = objective.log_F(log_f, batch.log_p, u)
         likelihood = log_F.double().exp()
         if objective.is_clipped is not None:
             sums["clipped_tokens"] = (objective.is_clipped(log_F) * wrong).sum()
-        sums["right_tokens"], sums["right_F"] = right.sum(), _masked_sum(likelihood, right)
+        sums["right_F"] = _masked_sum(likelihood, right)
         # The F of a wrong token is the one its loss sees, which never exceeds 1.
-        sums["wrong_tokens"], sums["wrong_F"] = wrong.sum(), _masked_sum(likelihood.clamp(max=1), wrong)
+        sums["wrong_F"] = _masked_sum(likelihood.clamp(max=1), wrong)
     return torch.stack([sums[name] for name in SUMS])
 
 
@@ -77,7 +78,11 @@ def means(objective: Objective, totals: torch.Tensor, z0: torch.Tensor) -> dict[
     def mean(numerator: str, denominator: str) -> float | None:
         return total[numerator] / total[denominator] if total[denominator] else None
 
-    result: dict[str, float | None] = {"loss": total["loss"]}
+    labelled_tokens = total["right_tokens"] + total["wrong_tokens"]
+    result: dict[str, float | None] = {
+        "loss": total["loss"],
+        "right_token_share": total["right_tokens"] / labelled_tokens if labelled_tokens else None,
+    }
     if objective.needs_prior:
         chosen = mean("chosen_logratio", "chosen_sequences")
         rejected = mean("rejected_logratio", "rejected_sequences")

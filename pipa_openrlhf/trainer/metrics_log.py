@@ -34,9 +34,13 @@ class MetricsLog:
         """Append one optimizer step."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if row["step"] % self._every:
+        # An evaluation is logged whenever there was one.
+        is_due = row["step"] % self._every == 0
+        numbers = {
+            name: value for name, value in row.items() if value is not None and (is_due or name.startswith("eval/"))
+        }
+        if not numbers:
             return
-        numbers = {name: value for name, value in row.items() if value is not None}
         names = {name: name if name.startswith("eval/") else f"train/{name}" for name in numbers}
         if self._wandb is not None:
             logged = {names[name]: value for name, value in numbers.items()}

@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from pipa_openrlhf.data.batch import Batch, collate
-from pipa_openrlhf.data.plan import Grouping, token_budget_batches
+from pipa_openrlhf.data.plan import cut
 from pipa_openrlhf.data.prior_cache import PriorCache
 from pipa_openrlhf.data.tokenise import Sample
-from pipa_openrlhf.data.training_set import prompt_numbers
+from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
@@ -80,9 +80,8 @@ def _fill(args, cache, samples, absent, actor, strategy, pad_token_id) -> None:
         lambda batch: actor(batch, with_value=False).log_f,
         strategy,
         pad_token_id,
-        args.ds.packing_samples,
+        actor.layout(args.train.share_prompts, args.ds.packing_samples),
         args.train.micro_batch_size,
-        args.train.share_prompts and actor.can_share_prompts,
     )
 
 
@@ -104,23 +103,21 @@ def fill_cache(
     log_probs_of: Callable[[Batch], torch.Tensor],
     strategy: Strategy,
     pad_token_id: int,
-    packed: bool,
+    layout: str,
     micro_batch_size: int,
-    share_prompts: bool,
 ) -> None:
     """Compute and store the prior's log-probs of ``samples``.
 
     Args:
         samples: those without an entry, the same list on every rank.
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
-        packed: pack micro-batches into one row.
+        layout: see :func:`collate`.
         micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
-        share_prompts: put responses to one prompt into one row.
 
     Raises:
         UserError: a rank cannot see what another one wrote.
     """
-    batches = _plan(samples, micro_batch_size, share_prompts)
+    batches = _plan(samples, micro_batch_size, layout)
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()
@@ -129,7 +126,7 @@ def fill_cache(
     for first in range(0, len(batches), world_size):
         mine = first + rank < len(batches)
         batch_samples = batches[first + rank] if mine else batches[-1]
-        batch = collate(batch_samples, None, pad_token_id, packed, True, share_prompts)
+        batch = collate(batch_samples, None, pad_token_id, layout, every_response_token=True)
         rows = log_probs_of(batch.to(device())).cpu().numpy()
         if mine:
             finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(batch_samples, rows)]
@@ -146,10 +143,9 @@ def fill_cache(
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
 
 
-def _plan(samples: list[Sample], micro_batch_size: int, share_prompts: bool) -> list[list[Sample]]:
-    lengths = np.array([len(sample.input_ids) for sample in samples])
-    # As many tokens as the largest padded micro-batch of training, and no graph: the pass does not raise the peak.
-    budget = micro_batch_size * int(lengths.max())
-    grouping = Grouping(lengths, prompt_numbers(samples) if share_prompts else None)
-    prompt_lengths = np.array([sample.prompt_len for sample in samples])
-    return [[samples[index] for index in batch] for batch in token_budget_batches(grouping, prompt_lengths, budget)]
+def _plan(samples: list[Sample], micro_batch_size: int, layout: str) -> list[list[Sample]]:
+    sizes = unit_sizes(samples, layout)
+    # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
+    budget = micro_batch_size * sizes.longest
+    order = sizes.sort(np.arange(len(samples)))
+    return [[samples[index] for index in batch] for batch in cut(order, sizes, budget)]

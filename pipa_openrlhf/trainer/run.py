@@ -4,6 +4,8 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -28,8 +30,16 @@ from pipa_openrlhf.trainer.preference_trainer import PreferenceTrainer
 from pipa_openrlhf.trainer.prior_pass import fill_from_policy, fill_from_separate_model, open_cache
 
 
-def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -> None:
+def train(
+    args: SimpleNamespace,
+    objective: Objective,
+    settings: LossSettings,
+    stopping: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False),
+) -> None:
     """Train, and export to ``--ckpt.output_dir``.
+
+    Args:
+        stopping: open while training runs; what it gives is asked once a step whether to checkpoint and end.
 
     Raises:
         UserError: anything the user can put right.
@@ -99,6 +109,7 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
         pad_token_id=tokenizer.pad_token_id,
         checkpoint_folder=checkpoint_folder,
         export=export,
+        starts_as_prior=cache is not None and not separate_prior,
     )
     resolved = {
         "ckpt.path": checkpoint_folder,
@@ -113,7 +124,8 @@ def train(args: SimpleNamespace, objective: Objective, settings: LossSettings) -
         trainer.resume(checkpoint)
     if strategy.is_rank_0():
         write_args(args.ckpt.output_dir, args.flat, resolved)
-    last = trainer.fit()
+    with stopping() as stop:
+        last = trainer.fit(stop)
     export(args.ckpt.output_dir)
     if strategy.is_rank_0():
         command = f"python -m pipa_openrlhf.cli.{args.module} {shlex.join(_shown(sys.argv[1:]))}"

@@ -1,29 +1,37 @@
-"""Order of the data, its independence of ranks, and how much of a padded batch is padding."""
+"""Order of the data, its independence of ranks, and how a global batch is cut into micro-batches."""
 
 from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipa_openrlhf.data.plan import (
-    Grouping,
-    global_batches,
-    rank_micro_batches,
-    token_budget_batches,
-)
+from pipa_openrlhf.data.plan import UnitSizes, cut, global_batches, rank_micro_batches
 from pipa_openrlhf.distributed.upstream import DistributedSampler
 from pipa_openrlhf.generation.word_problems import generate_problems
+
+LAYOUTS = ("padded", "packed", "shared")
 
 
 def lognormal_lengths(number: int, seed: int = 0) -> np.ndarray:
     return np.maximum(8, np.random.default_rng(seed).lognormal(5.0, 0.6, number)).astype(np.int64)
 
 
+def sizes_of(lengths, layout="padded", prompts=None, prompt_lengths=None) -> UnitSizes:
+    number = len(lengths)
+    prompts = np.arange(number) if prompts is None else np.asarray(prompts)
+    prompt_lengths = np.zeros(number, dtype=np.int64) if prompt_lengths is None else np.asarray(prompt_lengths)
+    return UnitSizes(np.asarray(lengths), prompts, prompt_lengths, layout)
+
+
 def padding(micro_batches, lengths) -> float:
     padded = sum(len(batch) * lengths[batch].max() for batch in micro_batches if len(batch))
     return 1 - sum(lengths[batch].sum() for batch in micro_batches) / padded
+
+
+def all_micro_batches(batch, world_size, micro, sizes=None) -> list[np.ndarray]:
+    return [units for rank in range(world_size) for units in rank_micro_batches(batch, rank, world_size, micro, sizes)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -44,19 +52,65 @@ def test_ungrouped_order_is_upstreams(world_size):
     batch_size=st.integers(1, 40),
     world_size=st.integers(1, 5),
     micro=st.integers(1, 9),
-    grouped=st.sampled_from(["", "by length", "by length and prompt"]),
+    layout=st.sampled_from(["by count", *LAYOUTS]),
 )
-def test_every_unit_is_run_once_an_epoch(num_units, batch_size, world_size, micro, grouped):
-    prompts = np.random.default_rng(0).integers(0, num_units, num_units) if "prompt" in grouped else None
-    grouping = Grouping(lognormal_lengths(num_units), prompts) if grouped else None
-    batches = global_batches(num_units, batch_size, seed=1, epoch=0, grouping=grouping)
+@settings(deadline=None)
+def test_every_unit_is_run_once_an_epoch(num_units, batch_size, world_size, micro, layout):
+    prompts = np.random.default_rng(0).integers(0, num_units, num_units)
+    lengths, prompt_lengths = lognormal_lengths(num_units), 1 + prompts % 7
+    sizes = None if layout == "by count" else sizes_of(lengths, layout, prompts, prompt_lengths)
+    batches = global_batches(num_units, batch_size, seed=1, epoch=0, prompts=prompts if sizes else None)
     assert sorted(np.concatenate(batches)) == list(range(num_units))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     for batch in batches:
-        plans = [rank_micro_batches(batch, rank, world_size, micro, grouping) for rank in range(world_size)]
+        plans = [rank_micro_batches(batch, rank, world_size, micro, sizes) for rank in range(world_size)]
         assert len({len(plan) for plan in plans}) == 1, "every rank runs the same number of micro-batches"
-        assert all(len(units) <= micro for plan in plans for units in plan)
         assert sorted(unit for plan in plans for units in plan for unit in units) == sorted(batch)
+        for units in (units for plan in plans for units in plan if len(units)):
+            if sizes is None:
+                assert len(units) <= micro
+            else:
+                assert len(units) == 1 or tokens_of(units, sizes) <= micro * lengths.max()
+
+
+def tokens_of(units, sizes) -> int:
+    """Tokens of a micro-batch by their definition, layout by layout."""
+    lengths = sizes.lengths[units]
+    if sizes.layout == "padded":
+        return len(units) * lengths.max()
+    if sizes.layout == "packed":
+        return lengths.sum()
+    own = lengths - sizes.prompt_lengths[units]
+    prompts = {sizes.prompts[unit]: sizes.prompt_lengths[unit] for unit in units}
+    return own.sum() + sum(prompts.values())
+
+
+@given(
+    answers=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), min_size=1, max_size=60),
+    budget=st.integers(1, 2000),
+    layout=st.sampled_from(LAYOUTS),
+)
+@settings(deadline=None)
+def test_a_cut_keeps_to_its_budget_and_takes_what_fits(answers, budget, layout):
+    prompts, answer_lengths = np.array(answers).T
+    prompt_lengths = 1 + prompts * 10
+    sizes = sizes_of(prompt_lengths + answer_lengths, layout, prompts, prompt_lengths)
+    order = sizes.sort(np.arange(len(answers)))
+
+    def fits(units) -> bool:
+        inside_attention = len(units) * sizes.lengths[units].max()
+        return tokens_of(units, sizes) <= budget and (layout != "shared" or inside_attention <= 2 * budget)
+
+    parts = cut(order, sizes, budget)
+    assert np.concatenate(parts).tolist() == order.tolist()
+    for part, following in zip(parts, [*parts[1:], None]):
+        assert len(part) == 1 or fits(part)
+        if following is not None:
+            assert not fits(np.concatenate([part, following[:1]])), "the next one would not have fitted"
+
+
+def test_a_cut_goes_beyond_the_stretch_it_looks_at_first():
+    assert [len(part) for part in cut(np.arange(1000), sizes_of(np.full(1000, 2)), 1400)] == [700, 300]
 
 
 def quickstart_lengths(number: int) -> np.ndarray:
@@ -67,101 +121,78 @@ def quickstart_lengths(number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("lengths_of", [lognormal_lengths, quickstart_lengths])
 @pytest.mark.parametrize("batch_size, micro", [(16, 16), (16, 4), (128, 8), (256, 8)])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_grouping_leaves_at_most_five_percent_padding(lengths_of, batch_size, micro, world_size):
-    lengths = lengths_of(2000)
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_at_most_five_percent_padding(lengths_of, batch_size, micro, world_size):
+    lengths = lengths_of(1000)
     run = [
         units
-        for batch in global_batches(2000, batch_size, seed=0, epoch=0, grouping=Grouping(lengths))
-        for rank in range(world_size)
-        for units in rank_micro_batches(batch, rank, world_size, micro, Grouping(lengths))
+        for batch in global_batches(1000, batch_size, seed=0, epoch=0, prompts=np.arange(1000))
+        for units in all_micro_batches(batch, world_size, micro, sizes_of(lengths))
     ]
     assert padding(run, lengths) <= 0.05
-    ungrouped = global_batches(2000, batch_size, seed=0, epoch=0)
-    shares = [units for batch in ungrouped for units in rank_micro_batches(batch, 0, 1, micro)]
-    assert padding(shares, lengths) > 0.15, "the lengths are spread enough for the test to mean something"
+    by_count = [
+        units
+        for batch in global_batches(1000, batch_size, seed=0, epoch=0)
+        for units in rank_micro_batches(batch, 0, 1, micro)
+    ]
+    assert padding(by_count, lengths) > 0.15, "the lengths are spread enough for the test to mean something"
 
 
-def test_grouped_batches_are_shuffled_and_differ_by_epoch():
-    lengths = lognormal_lengths(800)
-    first, second = (global_batches(800, 8, seed=0, epoch=epoch, grouping=Grouping(lengths)) for epoch in (0, 1))
-    means = [lengths[batch].mean() for batch in first]
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
-    assert any(set(one) != set(other) for one, other in zip(first, second))
-    again = global_batches(800, 8, seed=0, epoch=0, grouping=Grouping(lengths))
-    assert all((one == other).all() for one, other in zip(first, again))
+def test_micro_batches_of_a_batch_have_similar_sizes():
+    """With nothing padded, four ranks have a quarter of the tokens each, give or take a unit."""
+    lengths = lognormal_lengths(256)
+    run = all_micro_batches(np.arange(256), 4, 32, sizes_of(lengths, "packed"))
+    assert len(run) == 4
+    tokens = [lengths[units].sum() for units in run]
+    assert max(tokens) - min(tokens) <= lengths.max()
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
-def test_token_budget_batches(lengths, budget):
-    batches = token_budget_batches(Grouping(np.array(lengths)), np.zeros(len(lengths)), budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+def synthetic_answers(problems: int, answers: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths, labels and prompts: hard problems have long and mostly wrong answers."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.normal(0, 1, problems)
+    lengths = np.maximum(8, np.exp(5 + 0.4 * difficulty[:, None] + 0.3 * rng.normal(0, 1, (problems, answers))))
+    labels = rng.random((problems, answers)) < 1 / (1 + np.exp(1.5 * difficulty))[:, None]
+    return lengths.ravel().astype(np.int64), labels.ravel(), np.repeat(np.arange(problems), answers)
 
 
-def shared_tokens(batches, lengths, prompts, prompt_length) -> int:
-    """Tokens that go through the model when each batch holds each prompt once."""
-    return sum(
-        lengths[batch].sum() - prompt_length * (len(batch) - len(set(prompts[batch])))
-        for batch in batches
-        if len(batch)
-    )
+@pytest.mark.parametrize("answers", [1, 2, 8])
+def test_length_does_not_decide_who_shares_a_batch(answers):
+    """Batches differ in length and share of right answers as random sets of prompts do, no more: sorted by length,
+    the longest batch of this data is several times the shortest and the share runs from 0.2 to 0.8."""
+    lengths, labels, prompts = synthetic_answers(16384 // answers, answers, seed=0)
+    batches = global_batches(len(lengths), 256, seed=0, epoch=0, prompts=prompts)
+    means = np.array([lengths[batch].mean() for batch in batches])
+    shares = np.array([labels[batch].mean() for batch in batches])
+    problems_a_batch = 256 / answers
+    assert means.max() / means.min() < 1 + 6 * 0.6 / np.sqrt(problems_a_batch)
+    # A batch is a mean over independent problems: its share spreads by that of a problem over their root.
+    of_a_problem = labels.reshape(-1, answers).mean(axis=1).std()
+    assert np.abs(shares - labels.mean()).max() < 4 * of_a_problem / np.sqrt(problems_a_batch)
+    sorted_batches = np.array_split(np.argsort(lengths), len(batches))
+    assert max(labels[batch].mean() for batch in sorted_batches) > 0.75, "lengths and labels do hang together here"
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("batch_size, micro", [(32, 8), (128, 16)])
 def test_eight_answers_a_prompt_keep_four_fifths_of_the_tokens(batch_size, micro, world_size):
-    """A prompt that is a quarter of every sequence, eight answers: 0.78 of the tokens are left."""
+    """A prompt that is a quarter of every sequence, eight answers: 0.78 of the tokens are left where every prompt is
+    in one micro-batch; micro-batches that hold one and a half prompts' answers more cost a little."""
     prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(100), 8))
-    lengths = np.full(800, 256)
-    grouping = Grouping(lengths, prompts)
+    sizes = sizes_of(np.full(800, 256), "shared", prompts, np.full(800, 64))
     run = [
         units
-        for batch in global_batches(800, batch_size, seed=0, epoch=0, grouping=grouping)
-        for rank in range(world_size)
-        for units in rank_micro_batches(batch, rank, world_size, micro, grouping)
+        for batch in global_batches(800, batch_size, seed=0, epoch=0, prompts=prompts)
+        for units in all_micro_batches(batch, world_size, micro, sizes)
     ]
-    assert shared_tokens(run, lengths, prompts, 64) / lengths.sum() == pytest.approx(0.78, abs=0.005)
+    assert sum(tokens_of(units, sizes) for units in run if len(units)) / (800 * 256) <= 0.83
 
 
 def test_answers_to_one_prompt_stay_together_and_prompts_are_shuffled():
-    prompts = np.repeat(np.arange(100), 8)
-    lengths = lognormal_lengths(800)
-    first, second = (
-        global_batches(800, 32, seed=0, epoch=epoch, grouping=Grouping(lengths, prompts)) for epoch in (0, 1)
-    )
-    together = [len(set(prompts[batch])) for batch in first]
-    assert max(together) <= 5, "32 answers of about four problems"
-    assert any(set(one) != set(other) for one, other in zip(first, second))
-
-
-def test_who_shares_a_batch_differs_by_epoch_where_lengths_are_equal():
-    """Ties are broken by the shuffle, not by the order of the file."""
-    prompts = np.repeat(np.arange(100), 4)
-    grouping = Grouping(np.full(400, 50), prompts)
-    batches = [global_batches(400, 16, seed=0, epoch=epoch, grouping=grouping) for epoch in (0, 1)]
-    together = [{frozenset(prompts[batch].tolist()) for batch in one} for one in batches]
+    prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 8))
+    first, second = (global_batches(4000, 32, seed=0, epoch=epoch, prompts=prompts) for epoch in (0, 1))
+    assert max(len(set(prompts[batch])) for batch in first) <= 5, "32 answers of four problems, or a rest and four"
+    together = [{frozenset(prompts[batch].tolist()) for batch in one} for one in (first, second)]
     assert len(together[0] & together[1]) < 3
-    neighbours = [abs(np.diff(sorted(set(prompts[batch].tolist())))).mean() for batch in batches[0]]
-    assert np.mean(neighbours) > 5, "prompts that stand side by side in the file do not share a batch"
-
-
-def test_answers_stay_together_in_more_data_than_is_sorted_at_once():
-    prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(500), 4))
-    grouping = Grouping(lognormal_lengths(2000), prompts)
-    batches = global_batches(2000, 4, seed=0, epoch=0, grouping=grouping)
-    assert np.mean([len(set(prompts[batch])) for batch in batches]) < 1.1
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), min_size=1, max_size=60), st.integers(1, 2000))
-def test_token_budget_batches_that_share_prompts(answers, budget):
-    prompts, answer_lengths = np.array(answers).T
-    prompt_lengths = 1 + prompts * 10
-    lengths = prompt_lengths + answer_lengths
-    batches = token_budget_batches(Grouping(lengths, prompts), prompt_lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        unique = {prompts[index]: prompt_lengths[index] for index in batch}
-        tokens = answer_lengths[batch].sum() + sum(unique.values())
-        assert len(batch) == 1 or (tokens <= budget and len(batch) * lengths[batch].max() <= 2 * budget)
+    again = global_batches(4000, 32, seed=0, epoch=0, prompts=prompts)
+    assert all((one == other).all() for one, other in zip(first, again))

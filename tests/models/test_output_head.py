@@ -100,7 +100,7 @@ def test_log_probs_are_the_models_own(name, packed):
     samples = random_samples(LENGTHS, VOCAB)
     with torch.no_grad():
         expected = [whole_log_probs(model, sample) for sample in samples]
-    batch = collate(samples, None, 0, packed)
+    batch = collate(samples, None, 0, "packed" if packed else "padded")
     log_f = forward(Policy(model), batch).log_f
     for row, values in zip(log_f, expected):
         torch.testing.assert_close(row[: len(values)], values, rtol=1e-5, atol=2e-5)
@@ -116,7 +116,7 @@ def test_gradients_of_full_fine_tuning_are_those_of_the_ordinary_loss(name, fuse
     loss.backward()
 
     model = make(name)
-    batch = collate(samples, None, 0, packed=False)
+    batch = collate(samples, None, 0, "padded")
     if fused:
         ours = forward(Policy(model), batch, sft_terms(batch)).loss
     else:
@@ -182,7 +182,7 @@ class RowsOfLogits(TorchDispatchMode):
 @pytest.mark.parametrize("fused", [False, True], ids=["two_passes", "single_pass"])
 def test_logits_of_a_whole_batch_never_exist(fused):
     model = make("llama")
-    batch = collate(random_samples(LENGTHS, VOCAB), None, 0, packed=False)
+    batch = collate(random_samples(LENGTHS, VOCAB), None, 0, "padded")
     assert len(batch.targets) > 4 * CHUNK
     kept = []
 
@@ -214,7 +214,7 @@ def test_only_labelled_tokens_are_scored():
     sample = random_samples([(2, 6)], VOCAB)[0]
     sample.mask[1:3] = 0
     model = make("llama")
-    log_f = forward(Policy(model), collate([sample], None, 0, packed=False)).log_f[0]
-    whole = forward(Policy(model), collate([sample], None, 0, packed=False, every_response_token=True)).log_f[0]
+    log_f = forward(Policy(model), collate([sample], None, 0, "padded")).log_f[0]
+    whole = forward(Policy(model), collate([sample], None, 0, "padded", every_response_token=True)).log_f[0]
     assert not log_f[1:3].any() and whole[1:3].all()
     torch.testing.assert_close(log_f[3:], whole[3:])

@@ -45,7 +45,7 @@ def scalar_of(output) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probs_values_and_gradients_are_those_of_separate_rows(name):
     samples = samples_of_three_prompts()
-    separate, shared = (collate(samples, None, 0, False, share_prompts=share) for share in (False, True))
+    separate, shared = (collate(samples, None, 0, "shared" if share else "padded") for share in (False, True))
     results = []
     for batch in (separate, shared):
         policy = policy_of(make(name))
@@ -76,7 +76,7 @@ def test_gradient_checkpointing_recomputes_shared_rows(reentrant):
                 torch.nn.init.normal_(one, std=0.3)
         policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
         policy.train()
-        scalar_of(forward(policy, collate(samples, None, 0, False, share_prompts=share))).backward()
+        scalar_of(forward(policy, collate(samples, None, 0, "shared" if share else "padded"))).backward()
         grads.append({key: one.grad for key, one in policy.named_parameters() if one.requires_grad})
     for key, grad in grads[0].items():
         torch.testing.assert_close(grads[1][key], grad, rtol=1e-4, atol=1e-4, msg=key)
@@ -93,18 +93,18 @@ def test_only_reentrant_checkpoints_pay_for_gradients_of_the_embeddings(reentran
 def test_an_answer_does_not_see_its_neighbours():
     samples = samples_of_three_prompts()
     policy = policy_of(make("llama"))
-    before = forward(policy, collate(samples, None, 0, False, share_prompts=True)).log_f
+    before = forward(policy, collate(samples, None, 0, "shared")).log_f
     changed = samples[0].input_ids.copy()
     changed[4:] = (changed[4:] + 1) % VOCAB
     samples[0] = replace(samples[0], input_ids=changed)
-    after = forward(policy, collate(samples, None, 0, False, share_prompts=True)).log_f
+    after = forward(policy, collate(samples, None, 0, "shared")).log_f
     assert (after[0] != before[0]).any()
     torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
 
 
 def test_a_row_holds_each_prompt_once():
     samples = samples_of_three_prompts()
-    batch = collate(samples, None, 0, False, share_prompts=True)
+    batch = collate(samples, None, 0, "shared")
     inputs = [sample.input_ids[:-1] for sample in samples]  # nothing is predicted from the last token
     assert batch.input_ids.shape == (1, sum(map(len, inputs)) - 4 - 4 - 5) and batch.attention_mask is None
     for ids, places in zip(inputs, batch.shared_row.sequence_index):
@@ -113,10 +113,13 @@ def test_a_row_holds_each_prompt_once():
         np.testing.assert_array_equal(batch.position_ids[0, held], np.arange(len(held)))
 
 
-def test_nothing_changes_where_no_prompt_occurs_twice():
+def test_nothing_is_padded_where_no_prompt_occurs_twice():
     samples = random_samples([(3, 7), (2, 1), (0, 4), (0, 4)], VOCAB)
-    batch = collate(samples, None, 0, False, share_prompts=True)
-    assert batch.shared_row is None and batch.input_ids.shape == (4, 9)
+    batch = collate(samples, None, 0, "shared")
+    assert batch.input_ids.shape == (1, 9 + 2 + 3 + 3) and not batch.shared_row.repeats
+    policy = policy_of(make("llama"))
+    expected = forward(policy, collate(samples, None, 0, "padded")).log_f
+    torch.testing.assert_close(forward(policy, batch).log_f, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
@@ -124,7 +127,7 @@ def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"].args[0]
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", plain)
     with pytest.raises(RuntimeError):
-        forward(policy, collate(samples_of_three_prompts(), None, 0, False, share_prompts=True))
+        forward(policy, collate(samples_of_three_prompts(), None, 0, "shared"))
 
 
 def test_eager_attention_cannot_share():

@@ -32,7 +32,7 @@ def test_it_reads_the_state_that_predicts_the_token(packed):
     samples = random_samples([(4, 3), (2, 6)], 258)
     head = ValueHead(16, 16, torch.float32)
     torch.nn.init.normal_(head.out.weight)
-    batch = collate(samples, None, 0, packed)
+    batch = collate(samples, None, 0, "packed" if packed else "padded")
     u = Policy(model, head)(
         batch.input_ids,
         batch.attention_mask,

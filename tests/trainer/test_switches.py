@@ -2,7 +2,7 @@
 
 import pytest
 from safetensors.torch import load_file
-from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
+from tiny import read_jsonl, run_module, train, write_jsonl
 
 from pipa_openrlhf.models.policy import Policy
 from pipa_openrlhf.models.value_head import ValueHead
@@ -99,16 +99,19 @@ def test_sharing_runs_fewer_tokens_in_every_pass(losses, tokens_run, objective, 
         losses(objective, **{"train.share_prompts": share, "prior.cache_dir": cache})
         counts.append(list(tokens_run))
     assert sum(counts[1]) < 0.9 * sum(counts[0])
-    assert max(counts[1]) < max(counts[0])
 
 
 def test_the_value_head_works_in_training_only(losses, monkeypatch):
-    """The prior needs no value: two micro-batches of training, and none of the prior pass."""
+    """The prior needs no value: a run that fills the cache calls the head as often as one that finds it full."""
     calls = []
     forward = ValueHead.forward
     monkeypatch.setattr(ValueHead, "forward", lambda self, hidden: calls.append(1) or forward(self, hidden))
-    losses("PIPA-N", **{"train.max_epochs": 1, "prior.model_name_or_path": None})
-    assert len(calls) == 2
+    counts = []
+    for _ in range(2):
+        calls.clear()
+        losses("PIPA-N", **{"train.max_epochs": 1, "prior.model_name_or_path": None})
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -141,13 +144,10 @@ def test_a_model_that_cannot_share_says_so_and_trains(losses, capsys):
     assert with_sharing == pytest.approx(losses("PIPA-N"), rel=1e-5, abs=1e-5)
 
 
-def test_a_resumed_run_keeps_its_batches(small_run, tmp_path, capsys):
-    """Sharing puts answers to one prompt into one batch, so it cannot change half-way."""
-    data = write_jsonl(tmp_path / "answers.jsonl", ROWS)
-    flags = {"data.dataset": data, "data.annotation": None, "train.max_epochs": 1}
-    assert run_in_process("train_pipa", *small_run("run", **flags)) == 0
-    longer = {**flags, "train.max_epochs": 2, "ckpt.load_enable": True}
-    refused = small_run("run", **{**longer, "train.share_prompts": "false"})
-    assert run_in_process("train_pipa", *refused) != 0
-    assert "--train.share_prompts" in capsys.readouterr().err
-    assert run_in_process("train_pipa", *small_run("run", **longer)) == 0
+def test_sharing_does_not_decide_which_answers_share_a_batch(losses):
+    """Batches of 4 of 12 answers: other batches would give other losses from the second step on."""
+    small = {"train.batch_size": 4, "train.micro_batch_size": 4}
+    expected = losses("PIPA-N", **small)
+    assert losses("PIPA-N", **{**small, "train.share_prompts": "false"}) == pytest.approx(expected, rel=1e-5)
+    assert losses("PIPA-N", **{**small, "ds.packing_samples": True}) == pytest.approx(expected, rel=1e-5)
+    assert losses("PIPA-N", **{**small, "train.group_by_length": "false"})[1:] != pytest.approx(expected[1:], rel=1e-3)
