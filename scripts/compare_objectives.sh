@@ -40,7 +40,7 @@ objectives=(
   "Step-KTO-l1|train_kto|step|--kto.step_loss l1"
   "Step-KTO-per_step|train_kto|step|--kto.step_loss per_step"
 )
-prompt=(--data.input_template $'{}\n' --ds.param_dtype bf16)
+prompt=(--data.input_template $'{}\n' --ds.param_dtype "$dtype")
 evaluations=("SFT=$work/evaluate_sft") runs=()
 
 for row in "${objectives[@]}"; do

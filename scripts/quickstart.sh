@@ -28,7 +28,7 @@ fi
 source scripts/stages.sh
 
 template=$'{}\n'
-prompt=(--data.input_template "$template" --ds.param_dtype bf16)
+prompt=(--data.input_template "$template" --ds.param_dtype "$dtype")
 generate=(--evaluate.max_new_tokens 40)
 model=$work/model data=$work/problems sft=$work/sft answers=$work/answers.jsonl
 
@@ -42,7 +42,7 @@ shots+=$'Lena has 3 boxes of 8 dates. She loses 4 of them. How many dates does L
 shots+=$'3 * 8 = 24\n24 - 4 = 20\n#### 20\n\n'
 stage "$work" evaluate_base python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$model" \
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_base" \
-  --data.input_template "$shots$template" --ds.param_dtype bf16 "${generate[@]}"
+  --data.input_template "$shots$template" --ds.param_dtype "$dtype" "${generate[@]}"
 
 stage "$work" sft "${launch[@]}" pipa_openrlhf.cli.train_sft --model.model_name_or_path "$model" \
   --data.dataset "$data/sft.jsonl" "${prompt[@]}" --train.batch_size 8 --train.micro_batch_size 8 --train.max_epochs 1 --adam.lr 4e-4 \

@@ -27,3 +27,6 @@ stage() {
 
 # commands_of FOLDER: the commands of its finished stages, in order.
 commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
+
+# bf16, or float32 on a CPU that is slower in bf16.
+dtype=$(python -c 'from pipa_openrlhf.distributed.devices import fastest_dtype; print(fastest_dtype())' | tail -n 1)

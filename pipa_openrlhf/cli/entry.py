@@ -1,13 +1,13 @@
 """What every entry point does around its own work: parse, run, and end in one readable line."""
 
 import os
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 from safetensors import SafetensorError
 
 from pipa_openrlhf.cli.args import parse_args
+from pipa_openrlhf.cli.rank_errors import show_error
 from pipa_openrlhf.errors import UserError
 
 
@@ -20,8 +20,7 @@ def run(main: Callable[[SimpleNamespace], int | None], module: str, argv: list[s
     try:
         return main(parse_args(module, argv)) or 0
     except UserError as error:
-        # Every rank meets the same mistake; one line is enough.
-        message, status = (f"error: {error}" if rank == 0 else ""), 1
+        message, status = f"error: {error}", 1
     except OSError as error:
         # A full disk, a folder that cannot be written: the system's own words and the path say it best.
         where = f": {error.filename}" if error.filename else ""
@@ -34,8 +33,7 @@ def run(main: Callable[[SimpleNamespace], int | None], module: str, argv: list[s
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error):
             raise
-        message, status = f"rank {rank} stopped because another rank did", 1
+        message, status = "stopped because another rank did", 1
     if message:
-        sys.stdout.flush()
-        print(message, file=sys.stderr, flush=True)
+        show_error(message)
     return status

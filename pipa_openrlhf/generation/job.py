@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.cli.args import default_prior_cache_dir
 from pipa_openrlhf.cli.checks import check_model_path
-from pipa_openrlhf.distributed.devices import device, dtype_of
+from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generation.problem_file import Problem, read_problems
 from pipa_openrlhf.generation.prompts import prompt_text
@@ -54,6 +54,8 @@ class Job:
 
     def load_model(self) -> PreTrainedModel:
         args = self.args
+        if hint := slow_dtype_hint(args.ds.param_dtype):
+            print(hint)
         model = load_causal_lm(
             args.model.model_name_or_path,
             dtype_of(args.ds.param_dtype),

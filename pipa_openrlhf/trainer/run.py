@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.data.training_set import TrainingSet, mismatched_completions
-from pipa_openrlhf.distributed.devices import on_cpu
+from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.objectives import Objective
@@ -51,6 +51,8 @@ def train(
     check_output_dir(args, checkpoint_folder)
     if args.ds.param_dtype == "fp16" and on_cpu():
         raise UserError("--ds.param_dtype fp16 needs an accelerator: use bf16 or fp32")
+    if hint := slow_dtype_hint(args.ds.param_dtype):
+        say(hint)
     args.ds.attn_implementation = resolve_attention(args.ds.attn_implementation, say)
     if args.use_ms:
         use_modelscope()
