@@ -71,9 +71,7 @@ class Strategy(DeepspeedStrategy):
         model, optimizer, scheduler = super()._ds_init_train_model(model, cfg)
         if self.stage in (1, 2) and self._gradient_dtype() == "fp32":
             _accumulate_in_float32(optimizer)
-        # An update with a NaN or infinite gradient is left out in float32 too; the trainer then ends the run.
-        if hasattr(optimizer, "check_grad_overflow"):
-            optimizer.check_grad_overflow = True
+        _leave_out_non_finite_updates(optimizer)
         # ZeRO-0 in bf16 creates its moments by an update with zero gradients, which Adam's bias correction counts.
         for state in getattr(optimizer, "optimizer", optimizer).state.values():
             if torch.is_tensor(state.get("step")):
@@ -164,6 +162,21 @@ def _accumulate_in_float32(optimizer) -> None:
         return [gradient.to(dtype) for gradient in as_reduced(parameters, dtype)]
 
     optimizer.get_all_grad_tensors = in_float32
+
+
+def _leave_out_non_finite_updates(optimizer) -> None:
+    """Let a ZeRO optimizer skip an update with a NaN or infinite gradient, as it does in float16: the trainer then
+    ends the run, with the weights of the step before."""
+    if hasattr(optimizer, "check_grad_overflow"):
+        optimizer.check_grad_overflow = True
+    elif hasattr(optimizer, "_overflow_check_and_loss_scale_update") and optimizer.dtype != torch.float16:
+        update_scale = optimizer._overflow_check_and_loss_scale_update
+
+        def check_first() -> bool:
+            optimizer.check_overflow()
+            return update_scale()
+
+        optimizer._overflow_check_and_loss_scale_update = check_first
 
 
 def _free_port() -> int:

@@ -1,0 +1,84 @@
+"""Errors of several ranks: each one is shown, the same one once."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pipa_openrlhf.cli import entry, rank_errors
+from pipa_openrlhf.errors import UserError
+
+RANK = """
+import sys
+from pipa_openrlhf.cli import entry
+from pipa_openrlhf.errors import UserError
+
+def main(args):
+    raise {error}(sys.argv[1])
+
+entry.run(main, "objectives", [])
+"""
+
+
+def run_ranks(messages: list[str], error: str = "UserError", port: str = "29500") -> list[str]:
+    """Lines that ranks with these messages print, each a process of its own."""
+    lines = []
+    for rank, message in enumerate(messages):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(messages)), "MASTER_PORT": port}
+        command = [sys.executable, "-c", RANK.format(error=error), message]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines += done.stderr.splitlines()
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def test_the_same_mistake_of_all_ranks_is_shown_once_with_its_host():
+    assert run_ranks(["no such file"] * 3) == [f"error: no such file (rank 0 on {socket.gethostname()})"]
+
+
+def test_a_mistake_of_one_rank_is_shown():
+    lines = run_ranks(["model: no such folder", "data: no such file", "model: no such folder"])
+    assert [line.split(" (")[0] for line in lines] == ["error: model: no such folder", "error: data: no such file"]
+    assert "(rank 1 on" in lines[1]
+
+
+def test_errors_of_the_system_are_shown_once_too():
+    assert len(run_ranks(["disk"] * 2, error="OSError")) == 1
+
+
+def test_the_next_run_shows_the_same_mistake_again():
+    assert len(run_ranks(["no such file"] * 2) + run_ranks(["no such file"] * 2, port="29501")) == 2
+
+
+def test_marks_of_earlier_runs_are_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(rank_errors.tempfile, "gettempdir", lambda: str(tmp_path))
+    rank_errors.show_error("error: once")
+    (mark,) = tmp_path.iterdir()
+    os.utime(mark, (0, 0))
+    rank_errors.show_error("error: once")
+    assert len(capsys.readouterr().err.splitlines()) == 2 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(rank_errors.tempfile, "gettempdir", lambda: str(tmp_path / "absent"))
+    for _ in range(2):
+        rank_errors.show_error("error: seen")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_one_process_shows_the_bare_line(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+
+    def main(args):
+        raise UserError("wrong flag")
+
+    assert entry.run(main, "objectives", []) == 1
+    assert capsys.readouterr().err == "error: wrong flag\n"
