@@ -6,7 +6,7 @@ from itertools import islice
 
 from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluation.step_labels import equation_value
+from pipa_openrlhf.evaluation.equations import equation_value
 
 _QUESTION_KEYS = ("question", "prompt")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipa_openrlhf.evaluation.step_labels import equation_value, label_steps, split_steps
+from pipa_openrlhf.evaluation.step_labels import label_steps, split_steps
 
 GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
 
@@ -36,27 +36,13 @@ def test_label_steps(steps, right, labels):
 
 
 @pytest.mark.parametrize(
-    "step, value",
-    [
-        ("12 + 7 = 19", 19),
-        ("Tom has 12 + 7 = 19 apples.", 19),
-        ("48/2 = <<48/2=24>>24", 24),
-        ("5 * (2 + 1) = $15", 15),
-        ("1,000 - 1 = 999", 999),
-        ("0.1 + 0.2 = 0.3", 0.3),
-        ("3 - 8 = -5", -5),
-        ("12 + 7 = 20", None),
-        ("2 ** 9 = 512", None),
-        ("1 / 0 = 0", None),
-        ("12 + = 12", None),
-        ("(" * 5000 + "= 1", None),
-        ("no equation", None),
-        ("#### 57", None),
-    ],
+    "layout", ["1. {}", "- {}", "Step 2: {}", "**{}**", r"\({}\)", "In 3 days: {}", "So 2 boxes, {}"]
 )
-def test_equation_value(step, value):
-    found = equation_value(step)
-    assert found is None if value is None else float(found) == value
+def test_layout_of_steps_and_of_worked_steps_changes_no_label(layout):
+    answer = ["12 + 7 = 19", r"19 \times 3 = 47", "#### 47"]
+    laid_out = [layout.format(step) for step in answer]
+    for gold in (GOLD, [layout.format(step) for step in GOLD]):
+        assert label_steps(laid_out, gold, False) == label_steps(answer, gold, False) == [True, False, False]
 
 
 @given(st.text(alphabet="ab \n", max_size=12))

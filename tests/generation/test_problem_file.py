@@ -65,3 +65,8 @@ def test_step_labels_need_worked_steps():
     with pytest.raises(UserError, match="no right equation"):
         require_steps([Problem("7", "q", "2", ["two"])], "file")
     require_steps([Problem("7", "q", "2", ["1 + 1 = 2", "#### 2"])], "file")
+
+
+@pytest.mark.parametrize("step", ["1. 1 + 1 = 2", "**1 + 1 = 2**", r"\(1 \times 1 = 1\)", "In 3 days: 1 × 2 = 2"])
+def test_worked_steps_may_be_laid_out(step):
+    require_steps([Problem("1", "q", "2", [step, "#### 2"])], "problems.jsonl")

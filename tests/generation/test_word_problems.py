@@ -5,8 +5,8 @@ from itertools import islice
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.cli.make_problems import main
+from pipa_openrlhf.evaluation.equations import equation_value
 from pipa_openrlhf.evaluation.grading import extract_answer
-from pipa_openrlhf.evaluation.step_labels import equation_value
 from pipa_openrlhf.generation.word_problems import SPLITS, generate_problems
 
 
