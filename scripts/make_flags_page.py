@@ -1,5 +1,6 @@
 """Write docs/flags.md from pipa_openrlhf/cli/args.py: ``python scripts/make_flags_page.py``"""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ HEADER = """# Flags
 
 Every flag of every module, from `pipa_openrlhf/cli/args.py` (this page is written by
 `python scripts/make_flags_page.py`). `train_*` modules take every flag of OpenRLHF's `train_dpo` with its meaning and
-default; the exceptions are in [method.md](method.md#where-we-differ-from-openrlhf).
+default; the exceptions are in [method.md](method.md#where-we-differ-from-openrlhf). Where a module has a default of
+its own, it stands after the module's name.
 
 | flag | default | modules | meaning |
 |---|---|---|---|
@@ -19,21 +21,27 @@ default; the exceptions are in [method.md](method.md#where-we-differ-from-openrl
 
 def flags_page() -> str:
     """The page's text."""
-    modules: dict[str, list[str]] = {}
-    actions = {}
+    by_flag: dict[str, dict[str, argparse.Action]] = {}
     for module in FLAG_GROUPS:
         for action in build_parser(module)._actions:
             name = action.option_strings[-1]
             if name != "--help":
-                modules.setdefault(name, []).append(module)
-                actions.setdefault(name, action)
+                by_flag.setdefault(name, {})[module] = action
     rows = []
-    for name in sorted(actions):
-        action = actions[name]
+    for name, actions in sorted(by_flag.items()):
+        action = next(iter(actions.values()))
         choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
         meaning = f"{action.help}{choices}".replace("|", "\\|")
-        rows.append(f"| `{name}` | {_default(name, action.default)} | {_shown(modules[name])} | {meaning} |")
+        rows.append(f"| `{name}` | {_defaults(name, actions)} | {_shown(list(actions))} | {meaning} |")
     return HEADER + "\n".join(rows) + "\n"
+
+
+def _defaults(name: str, actions: dict[str, argparse.Action]) -> str:
+    """The default of most modules, then those of the others: "`True`; train_dpo: `False`"."""
+    shown = {module: _default(name, action.default) for module, action in actions.items()}
+    usual = max(shown.values(), key=list(shown.values()).count)
+    others = [f"{module}: {text or 'none'}" for module, text in shown.items() if text != usual]
+    return "; ".join([usual or "none", *others]) if others else usual
 
 
 def _default(name: str, value) -> str:

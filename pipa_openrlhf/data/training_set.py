@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipa_openrlhf.data.batch import prompt_keys
+from pipa_openrlhf.data.next_match import NEVER, next_matches
 from pipa_openrlhf.data.plan import UnitSizes
 from pipa_openrlhf.data.tokenise import Sample
 
@@ -75,27 +76,33 @@ def mismatched_completions(samples: list[Sample], max_len: int) -> tuple[Sample 
     Fixed once per data set, so that the prior's log-probs of mismatches are cached like all others. None where no
     answer qualifies.
     """
-    return tuple(_mismatch(samples, index, max_len) for index in range(len(samples)))
+    numbers: dict[str, int] = {}
+    problems = np.array([numbers.setdefault(one.problem_id, len(numbers)) for one in samples], dtype=np.int64)
+    prompt_lens = np.array([one.prompt_len for one in samples], dtype=np.int64)
+    partners = np.full(len(samples), -1)
+    for has_prompt in (True, False):
+        # Without a prompt nothing predicts an answer's first token, so another one must be inside the mask.
+        usable = [one.mask[0 if has_prompt else 1 :].any() for one in samples]
+        sizes = np.array([len(one.labels) if fits else NEVER for one, fits in zip(samples, usable)], dtype=np.int64)
+        queries = np.flatnonzero((prompt_lens > 0) == has_prompt)
+        if len(queries):
+            partners[queries] = next_matches(problems, sizes, queries, max_len - prompt_lens[queries])
+    return tuple(
+        None if partner < 0 else _mismatch(own, samples[partner]) for own, partner in zip(samples, partners.tolist())
+    )
 
 
-def _mismatch(samples: list[Sample], index: int, max_len: int) -> Sample | None:
-    own = samples[index]
-    for step in range(1, len(samples)):
-        other = samples[(index + step) % len(samples)]
-        if other.problem_id != own.problem_id and own.prompt_len + len(other.labels) <= max_len:
-            prompt, answer = own.input_ids[: own.prompt_len], other.input_ids[other.prompt_len :]
-            mask = other.mask.copy()
-            if own.prompt_len == 0:
-                mask[0] = 0  # nothing predicts the first token
-            if not mask.any():
-                continue
-            return replace(
-                own,
-                input_ids=np.concatenate([prompt, answer]),
-                labels=other.labels,
-                mask=mask,
-                step_ids=other.step_ids,
-                answer_label=other.answer_label,
-                pair_id=None,
-            )
-    return None
+def _mismatch(own: Sample, other: Sample) -> Sample:
+    """The prompt of ``own`` with the answer of ``other``."""
+    mask = other.mask.copy()
+    if own.prompt_len == 0:
+        mask[0] = 0  # nothing predicts the first token
+    return replace(
+        own,
+        input_ids=np.concatenate([own.input_ids[: own.prompt_len], other.input_ids[other.prompt_len :]]),
+        labels=other.labels,
+        mask=mask,
+        step_ids=other.step_ids,
+        answer_label=other.answer_label,
+        pair_id=None,
+    )

@@ -48,10 +48,12 @@ def step_kto_loss(answers: Answers, beta: float, desirable_weight: float, undesi
 
     Steps without a token inside the mask have no term. Returns [B].
     """
+    # Numbers of the steps that have tokens: some texts of steps give none, so that a step's own number may exceed T.
+    is_first = answers.step_ids.diff(dim=1, prepend=answers.step_ids[:, :1]) != 0
+    steps = is_first.cumsum(dim=1)
 
     def per_step(values: torch.Tensor) -> torch.Tensor:
-        # A step has at least one token, so there are at most T of them.
-        return torch.zeros_like(values).scatter_add(1, answers.step_ids, values)
+        return torch.zeros_like(values).scatter_add(1, steps, values)
 
     mask = answers.mask.to(answers.log_ratio.dtype)
     tokens = per_step(mask)

@@ -1,6 +1,11 @@
 """Mismatched completions, as KTO's reference point takes them."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from samples import random_samples
 
 from pipa_openrlhf.data.training_set import mismatched_completions
@@ -20,3 +25,51 @@ def test_no_mismatch_within_one_problem_or_beyond_the_longest():
     samples = random_samples([(4, 2), (4, 9)], 50)
     assert mismatched_completions(samples, 10)[0] is None
     assert mismatched_completions(samples[:1], 100) == (None,)
+
+
+def next_usable(samples, index: int, max_len: int) -> int | None:
+    """The definition, word by word: the next sample, cyclically, of another problem, that fits and can be scored."""
+    own = samples[index]
+    for step in range(1, len(samples)):
+        other = (index + step) % len(samples)
+        mask = samples[other].mask[0 if own.prompt_len else 1 :]
+        fits = own.prompt_len + len(samples[other].labels) <= max_len
+        if samples[other].problem_id != own.problem_id and fits and mask.any():
+            return other
+    return None
+
+
+answers = st.tuples(st.integers(0, 6), st.integers(1, 6), st.sampled_from("aaaaab"), st.booleans())
+
+
+@given(st.lists(answers, min_size=1, max_size=40), st.integers(2, 12))
+def test_mismatches_follow_their_definition(rows, max_len):
+    lengths = [(prompt, response) for prompt, response, _, _ in rows]
+    samples = [
+        replace(one, problem_id=problem, mask=one.mask if scored else np.eye(1, len(one.mask), dtype=np.int8)[0])
+        for one, (_, _, problem, scored) in zip(random_samples(lengths, 1000), rows)
+    ]
+    for index, mismatch in enumerate(mismatched_completions(samples, max_len)):
+        other = next_usable(samples, index, max_len)
+        if other is None:
+            assert mismatch is None
+            continue
+        own, source = samples[index], samples[other]
+        assert mismatch.input_ids[: own.prompt_len].tolist() == own.input_ids[: own.prompt_len].tolist()
+        assert mismatch.input_ids[own.prompt_len :].tolist() == source.input_ids[source.prompt_len :].tolist()
+        assert mismatch.mask.tolist() == [int(source.mask[0] and own.prompt_len > 0), *source.mask[1:]]
+        assert (mismatch.prompt_len, mismatch.problem_id) == (own.prompt_len, own.problem_id)
+        assert (mismatch.answer_label, mismatch.pair_id) == (source.answer_label, None)
+
+
+def test_a_problem_that_dominates_takes_no_longer():
+    """Most answers are of one problem, and the few others fit few prompts."""
+    count = 100_000
+    [short, long] = random_samples([(2, 2), (9, 2)], 50)
+    samples = [
+        replace(long if n % 2 else short, problem_id="other" if n % 50_000 == 7 else "same") for n in range(count)
+    ]
+    started = time.monotonic()
+    mismatched = mismatched_completions(samples, 10)
+    assert time.monotonic() - started < 10  # a second or two; half an hour when every pair is looked at
+    assert [one is None for one in mismatched[:4]] == [False, True, False, True]

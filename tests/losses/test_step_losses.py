@@ -81,6 +81,16 @@ def test_step_kto_weights_follow_the_step_not_the_answer():
     assert losses.tolist() == pytest.approx([2 * sigmoid(-0.5 * (2 - 1))])
 
 
+def test_steps_without_a_token_have_no_term_and_do_not_shift_the_others():
+    """A tokenizer may give a step's text no token: then a step's number may be beyond the answer's tokens."""
+    sparse = [
+        Row([(r, label, {0: 1, 1: 9}[step]) for r, label, step in row.tokens], row.answer_label)
+        for row in (CHOSEN, REJECTED)
+    ]
+    for key in ("step_kto_per_step", "step_kto_l1", "step_dpo_l1", "step_dpo_l0"):
+        assert_same(value_and_gradient(key, sparse, z0=1.0), value_and_gradient(key, [CHOSEN, REJECTED], z0=1.0))
+
+
 def assert_same(one, other):
     assert one[0] == pytest.approx(other[0], rel=1e-12)
     for got, expected in zip(one[1], other[1]):

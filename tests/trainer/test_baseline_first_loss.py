@@ -76,6 +76,26 @@ def test_the_reference_point_is_one_that_matters(z0):
     assert z0 > 0.05
 
 
+def test_the_reference_point_is_at_least_zero(tiny_models, run_flags, tmp_path):
+    """With policy and prior exchanged, mismatches have a negative mean log-ratio."""
+    models = tmp_path / "exchanged"
+    models.mkdir()
+    (models / "policy").symlink_to(tiny_models / "prior")
+    (models / "prior").symlink_to(tiny_models / "policy")
+    ours = [
+        scored(models, prompt, steps, labels, "answer")
+        for prompt, right, wrong, wrong_labels in PAIRS
+        for steps, labels in ((right, [1] * len(right)), (wrong, wrong_labels))
+    ]
+    ratios = mismatch_ratios(models, ours)
+    assert baselines.mean(ratios) < -0.05
+    exchanged = {"model.model_name_or_path": models / "policy", "prior.model_name_or_path": models / "prior"}
+    [row] = train("train_kto", *run_flags(UNPAIRED, "run", **exchanged))
+    assert row["kl"] == 0.0
+    assert row["loss"] == pytest.approx(baselines.kto(ours, 0.0), rel=1e-4)
+    assert row["loss"] != pytest.approx(baselines.kto(ours, baselines.mean(ratios)), rel=1e-3)
+
+
 # name, module, flags, loss by hand from (answers, z0).
 CASES = [
     ("dpo", "train_dpo", {}, lambda a, z: baselines.dpo(a)),
