@@ -208,7 +208,12 @@ def _template_flags(parser):
     add = parser.add_argument
     add("--data.input_template", type=str, default=None, help="format string around a text prompt, with one {}")
     add("--data.apply_chat_template", action="store_true", default=False, help="use the tokenizer's chat template")
-    add("--data.tokenizer_chat_template", type=str, default=None, help="chat template to use instead")
+    add(
+        "--data.tokenizer_chat_template",
+        type=str,
+        default=None,
+        help="chat template instead: a file or its text",
+    )
 
 
 def _data_flags(parser):

@@ -32,10 +32,12 @@ def read_answer(row: dict, name: str, where: str) -> Answer:
     value = fields.column(row, name, where)
     if fields.is_messages(value):
         messages = fields.messages(value, name, where)
-        if messages[-1]["role"] in ("user", "system"):
-            fields.refuse(where, f"{name!r} ends with a {messages[-1]['role']} message", "end with the assistant's")
-        last = fields.text(messages[-1]["content"], f"{name}[{len(messages) - 1}].content", where)
-        return Answer(name, [last], messages)
+        last = messages[-1]
+        if last["role"] != "assistant":
+            fields.refuse(where, f"{name!r} ends with a {last['role']} message", "end with the assistant's")
+        if "tool_calls" not in last:
+            fields.text(last["content"], f"{name}[{len(messages) - 1}].content", where)
+        return Answer(name, [last["content"] or ""], messages)
     if isinstance(value, list):
         return Answer(name, fields.steps(value, name, where))
     if not isinstance(value, str):

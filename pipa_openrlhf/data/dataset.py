@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from transformers import PreTrainedTokenizerBase
 
+from pipa_openrlhf.data.chat_template import use_chat_template
 from pipa_openrlhf.data.kto_columns import rename_kto_columns
 from pipa_openrlhf.data.labels import check_step_labels, keep_labels, match_pairs
 from pipa_openrlhf.data.readers import read_records
@@ -94,10 +95,8 @@ def _checked_flags(flags: SimpleNamespace, tokenizer: PreTrainedTokenizerBase, s
     template = flags.input_template
     if flags.max_len < 2:
         raise UserError(f"--data.max_len {flags.max_len}: must be at least 2")
-    if flags.tokenizer_chat_template and flags.apply_chat_template:
-        tokenizer.chat_template = flags.tokenizer_chat_template  # saved with the tokenizer, as the model needs it
-    if flags.apply_chat_template and not tokenizer.chat_template:
-        raise UserError("--data.apply_chat_template: the tokenizer has none; give --data.tokenizer_chat_template")
+    if flags.apply_chat_template:
+        use_chat_template(tokenizer, flags.tokenizer_chat_template)
     if template is not None and flags.apply_chat_template:
         say("--data.input_template is not used with --data.apply_chat_template")
         template = None

@@ -5,7 +5,13 @@ from typing import NoReturn
 
 from pipa_openrlhf.errors import UserError
 
+# A CSV file has no other way to write a label.
+_CELL_LABELS = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
 _NAMES = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+class Cell(str):
+    """A text from a CSV file; a label may be written so, in other files a label is no text."""
 
 
 def refuse(where: str, problem: str, remedy: str) -> NoReturn:
@@ -42,11 +48,13 @@ def text(value: object, name: str, where: str, *, may_be_empty: bool = False) ->
             value.encode()
         except UnicodeEncodeError:
             refuse(where, f"{name!r} holds half of a surrogate pair, which is no character", "repair the text")
-    return value
+    return str(value)
 
 
 def label(value: object, name: str, where: str) -> int:
-    """true/false, 1/0 or 1.0/0.0."""
+    """true/false, 1/0 or 1.0/0.0; in CSV the same as text."""
+    if isinstance(value, Cell):
+        value = _CELL_LABELS.get(value.strip().lower(), value)
     if not isinstance(value, (bool, int, float)) or value not in (0, 1):
         refuse(where, f"{name!r} is {show(value)}", "a label is true/false or 1/0")
     return int(value)
@@ -74,14 +82,24 @@ def is_messages(value: object) -> bool:
 
 
 def messages(value: list, name: str, where: str) -> list[dict]:
-    """Chat messages with role and content; keys that are null are left out, as Parquet adds them."""
+    """Chat messages with role and content; keys that are null are left out at any depth, as Parquet adds them.
+
+    The content of a message with tool calls may be null, and stays so.
+    """
     for index, message in enumerate(value):
         place = f"{name}[{index}]"
         if not isinstance(message, dict):
             refuse(where, f"{place!r} is {show(message)}", "a message is an object with 'role' and 'content'")
         text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
-        text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)
-    return [{key: item for key, item in message.items() if item is not None} for message in value]
+        if message.get("content") is not None or not message.get("tool_calls"):
+            text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)
+    return [{**_without_nulls(message), "content": message.get("content")} for message in value]
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def q_value(value: object, name: str, where: str) -> float:

@@ -4,6 +4,7 @@ JSON is parsed here, so that a message about a row can name its line. Everything
 ``blending_datasets``, one data set a call.
 """
 
+import csv
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from pipa_openrlhf.data.fields import Cell
 from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError
 
@@ -106,10 +108,18 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
             raise
         except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if "Config name is missing" in reason:
+                raise _several_configs(name, path) from error
             if not reachable:
                 reason = "no such file or folder here, and the hub cannot be reached"
             raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
-    return [(f"{name} row {number}", row) for number, row in enumerate(table, start=1)]
+    is_csv = getattr(table, "builder_name", None) == "csv"
+    rows = ({key: _cell(item) for key, item in row.items()} if is_csv else row for row in table)
+    return [(f"{name} row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _cell(value: str | None) -> Cell | None:
+    return None if value is None else Cell(value)
 
 
 def _load(name: str, split: str, max_samples: int, use_ms: bool):
@@ -118,14 +128,43 @@ def _load(name: str, split: str, max_samples: int, use_ms: bool):
 
     # Messages are ours: OpenRLHF's own print of every table adds nothing to them.
     strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
+    if name.lower().endswith(".csv"):
+        return _load_csv("csv", _csv_header(name), max_samples, data_files=name, split=split)
     try:
-        return blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
+        table = blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
     except AttributeError:
         # What it raises when it selects rows of a DatasetDict, because the wanted split is not in it.
         splits = _split_names(name)
-    if len(splits) != 1:
-        raise UserError(f"{name}: no split {split!r}, it has {', '.join(splits)}; choose one by --data.dataset_split")
-    return blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=splits[0])
+        if len(splits) != 1:
+            problem = f"no split {split!r}, it has {', '.join(splits)}"
+            raise UserError(f"{name}: {problem}; choose one by --data.dataset_split") from None
+        split = splits[0]
+        table = blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
+    if getattr(table, "builder_name", None) == "csv":
+        path, _, data_dir = (part.strip() for part in name.partition("@"))
+        return _load_csv(path, table.column_names, max_samples, data_dir=data_dir or None, split=split)
+    return table
+
+
+def _load_csv(path: str, columns: list[str], max_samples: int, **options):
+    """Cells as they stand in the file: `datasets` would guess a number from "2" and nothing from "NA"."""
+    from datasets import Features, Value, load_dataset
+
+    features = Features({column: Value("string") for column in columns})
+    table = load_dataset(path, features=features, keep_default_na=False, **options)
+    return table.select(range(min(max_samples, len(table))))
+
+
+def _csv_header(path: str) -> list[str]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _several_configs(name: str, path: str) -> UserError:
+    from datasets import get_dataset_config_names
+
+    configs = ", ".join(get_dataset_config_names(path))
+    return UserError(f"{name}: it holds several configs ({configs}); give the folder of one as {path}@FOLDER")
 
 
 def _split_names(name: str) -> list[str]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from pipa_openrlhf.data.chat_template import Unusable
 from pipa_openrlhf.data.record import Dropped, Record
-from pipa_openrlhf.data.render import Piece, Rendered, Unusable, render
+from pipa_openrlhf.data.render import Piece, Rendered, render
 from pipa_openrlhf.errors import UserError
 
 _CHUNK = 1024  # records a call of the tokenizer: it works in parallel on the texts of one call

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.cli.args import default_prior_cache_dir
 from pipa_openrlhf.cli.checks import check_model_path
+from pipa_openrlhf.data.chat_template import use_chat_template
 from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generation.problem_file import Problem, read_problems
@@ -82,8 +83,8 @@ def prepare_job(args: SimpleNamespace, sampling: SamplingSettings) -> Job:
         trust_remote_code=args.model.trust_remote_code,
         padding_side="left",
     )
-    if args.data.tokenizer_chat_template is not None:
-        tokenizer.chat_template = args.data.tokenizer_chat_template
+    if args.data.apply_chat_template:
+        use_chat_template(tokenizer, args.data.tokenizer_chat_template)
     prompts = [
         prompt_text(problem.question, tokenizer, args.data.input_template, args.data.apply_chat_template)
         for problem in problems

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from pipa_openrlhf.data.chat_template import Unusable, apply_template
 from pipa_openrlhf.errors import UserError
 
 
@@ -16,13 +17,13 @@ def prompt_text(
     As in training, a template without ``{}`` is not used.
 
     Raises:
-        UserError: the tokenizer has no chat template, or ``input_template`` is no format string with one ``{}``.
+        UserError: the chat template refuses the question, or ``input_template`` is no format string with one ``{}``.
     """
     if apply_chat_template:
-        if not tokenizer.chat_template:
-            raise UserError("--data.apply_chat_template: the tokenizer has none; give --data.tokenizer_chat_template")
-        messages = [{"role": "user", "content": question}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            return apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+        except Unusable as reason:
+            raise UserError(f"{reason}; give --data.tokenizer_chat_template, or change the question") from reason
     if input_template is None or "{}" not in input_template:
         return question
     try:

@@ -140,3 +140,69 @@ def test_input_template(load, write_rows, tokenizers):
 def test_a_backslash_n_in_a_flag_is_pointed_out(load, write_rows):
     load(write_rows([PAIR]), input_template="{}\\n")
     assert "a backslash and an n" in load.lines[0]
+
+
+@pytest.mark.parametrize("value, label", [("1", 1), ("0", 0), ("true", 1), ("False", 0), (" TRUE ", 1), ("1.0", 1)])
+def test_labels_of_csv(load, tmp_path, tokenizers, value, label):
+    path = tmp_path / "data.csv"
+    path.write_text(f"prompt,completion,label\nthe,2,{value}\n")
+    loaded = load(str(path))
+    assert decoded(loaded, tokenizers["bytes"]) == ["the2<eos>"]
+    assert loaded.samples[0].answer_label == label
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "", "NA"])
+def test_bad_labels_of_csv(load, tmp_path, value):
+    path = tmp_path / "data.csv"
+    path.write_text(f"prompt,completion,label\nthe,2,{value}\n")
+    with pytest.raises(UserError, match="row 1: 'label' is .*; a label is true/false or 1/0"):
+        load(str(path))
+
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+def test_a_chat_template_may_be_a_file(load, write_rows, chat, tmp_path):
+    path = tmp_path / "template.jinja"
+    path.write_text(TEMPLATE, encoding="utf-8")
+    data = write_rows([{"prompt": "Q", "completion": "A", "label": 1}])
+    for given in (str(path), TEMPLATE):
+        loaded = load(data, chat, apply_chat_template=True, tokenizer_chat_template=given)
+        assert decoded(loaded, chat) == ["<user>Q<assistant>A<eos>"]
+        assert chat.chat_template == TEMPLATE  # what the model is saved with
+
+
+@pytest.mark.parametrize(
+    "template, problem",
+    [
+        ("template.jinja", "no such file, and no Jinja template"),
+        ("/nowhere/at/all", "no such file"),
+        ("{{ bos_token }}", "does not write the message"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "does not write the message"),
+        ("{% for m in messages %}", "cannot be used"),
+        ("{{ messages[0].content.nothing.there }}", "cannot be used"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used(load, write_rows, chat, template, problem):
+    data = write_rows([{"prompt": "Q", "completion": "A", "label": 1}])
+    with pytest.raises(UserError) as error:
+        load(data, chat, apply_chat_template=True, tokenizer_chat_template=template)
+    assert problem in str(error.value) and "\n" not in str(error.value)
+    assert f"--data.tokenizer_chat_template {template}" in str(error.value)
+
+
+def test_an_unreadable_template_file(load, write_rows, chat, tmp_path):
+    (tmp_path / "latin.jinja").write_bytes(b"{{ messages }} caf\xe9")
+    data = write_rows([{"prompt": "Q", "completion": "A", "label": 1}])
+    with pytest.raises(UserError, match="latin.jinja: cannot be read"):
+        load(data, chat, apply_chat_template=True, tokenizer_chat_template=str(tmp_path / "latin.jinja"))
+
+
+def test_what_a_template_cuts_off_an_answer_is_counted(load, write_rows, chat):
+    cutting = TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    data = write_rows([{"prompt": "Q", "chosen": "<think>a</think>4", "rejected": "<think>b</think>4"}])
+    with pytest.raises(UserError, match="2 the chat template leaves out part of the answer"):
+        load(data, chat, apply_chat_template=True, tokenizer_chat_template=cutting)
+    data = write_rows([{"prompt": "Q", "chosen": "4", "rejected": "<think>b</think>4"}])
+    loaded = load(data, chat, apply_chat_template=True, tokenizer_chat_template=cutting)
+    assert decoded(loaded, chat) == ["<user>Q<assistant>4<eos>"]

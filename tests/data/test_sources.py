@@ -187,3 +187,27 @@ def test_scripts_are_not_run(tmp_path):
     (tmp_path / "code.py").write_text("raise SystemExit('ran')")
     with pytest.raises(UserError, match="scripts are not run"):
         read(str(tmp_path / "code.py"))
+
+
+def test_csv_cells_stay_as_they_stand(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion,label\n"1+1=",2,1\nNA,null,0\n,007,true\n"a\n""b"", c",1e5,False\n')
+    cells = [("1+1=", "2", "1"), ("NA", "null", "0"), ("", "007", "true"), ('a\n"b", c', "1e5", "False")]
+    names = ("prompt", "completion", "label")
+    for name in (str(path), str(tmp_path)):  # the file, and the folder that holds it
+        assert [row for _, row in read(name)] == [dict(zip(names, row)) for row in cells]
+    assert len(read(str(path), max_samples=2)) == 2
+
+
+def test_several_configs_are_named(tmp_path):
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        table(name, 2).to_parquet(str(tmp_path / name / "train.parquet"))
+    configs = [f"- config_name: {name}\n  data_files: {name}/train.parquet\n" for name in ("main", "socratic")]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    with pytest.raises(UserError) as error:
+        read(str(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}: it holds several configs (main, socratic); give the folder of one as {tmp_path}@FOLDER"
+    )
+    assert prompts(read(f"{tmp_path}@socratic")) == ["socratic0", "socratic1"]

@@ -189,9 +189,22 @@ def test_evaluate_continues_an_unfinished_evaluation(flags, tmp_path):
     assert (folder / "results.jsonl").read_bytes() == whole
 
 
-def test_chat_template_gives_the_prompt_that_training_uses(flags, model_folder, tmp_path):
+@pytest.mark.parametrize("template, words", [("nowhere.jinja", "no such file"), ("{{ x }}", "does not write")])
+def test_a_chat_template_that_cannot_be_used(sample_flags, template, words, capsys):
+    chat = ["--data.apply_chat_template", "--data.tokenizer_chat_template", template]
+    assert call(sample, sample_flags, *chat) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: --data.tokenizer_chat_template {template}: ") and words in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_chat_template_gives_the_prompt_that_training_uses(flags, model_folder, tmp_path, by_file):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"
     template += "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    if by_file:
+        (tmp_path / "template.jinja").write_text(template)
+        template = str(tmp_path / "template.jinja")
     chat = ["--data.apply_chat_template", "--data.tokenizer_chat_template", template]
     output = {"--sample.output": str(tmp_path / "out.jsonl"), "--sample.max_new_tokens": "8"}
     assert call(sample, flags | output, *chat) == 0
