@@ -1,5 +1,6 @@
 """Which text of a rendered conversation the model wrote."""
 
+import json
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,11 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer:
     else:
         spans = _merge_marks(marks, text, len(prompt_text), eos)
 
+    edges = [len(prompt_text), *(edge for span in spans for edge in span), len(text)]
+    of_others = "\0".join(text[start:end] for start, end in zip(edges[::2], edges[1::2]))
+    others = [message["content"] for message in answer if message["role"] != "assistant"]
+    if not all(_is_written(content, of_others) for content in others):
+        raise Unusable(LEAVES_OUT)
     position, content_start = len(prompt_text), None
     for number, index in enumerate(turns):
         own = spans if marks is not None else spans[number : number + 1]
@@ -63,12 +69,28 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer:
 
 def _join(tokenizer, prompt: list[dict], answer: list[dict]) -> tuple[list[dict], str]:
     """The conversation, and the text of its prompt."""
+    prompt, answer = _without_nulls(tokenizer, prompt, answer)
     last, following = prompt[-1], answer[0]
     by_assistant = following["role"] == "assistant"
     if last["role"] == "assistant" and by_assistant and last["content"] and following["content"] is not None:
         whole = {**last, **following, "content": last["content"] + following["content"]}
         return [*prompt[:-1], whole, *answer[1:]], apply_template(tokenizer, prompt, continue_final_message=True)
     return prompt + answer, apply_template(tokenizer, prompt, add_generation_prompt=by_assistant)
+
+
+def _without_nulls(tokenizer, prompt: list[dict], answer: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Empty texts for null contents, where the template writes "None" for null or cannot take it."""
+    given = prompt + answer
+    if all(message["content"] is not None for message in given):
+        return prompt, answer
+    empty = [{**message, "content": message["content"] or ""} for message in given]
+    try:
+        written = [apply_template(tokenizer, messages) for messages in (given, empty)]
+    except Unusable:
+        written = None
+    if written and written[0].count("None") == written[1].count("None"):
+        return prompt, answer
+    return empty[: len(prompt)], empty[len(prompt) :]
 
 
 def _turn(tokenizer, conversation: list[dict], index: int, first: int, text: str, prompt_len: int) -> tuple[int, int]:
@@ -82,15 +104,12 @@ def _turn(tokenizer, conversation: list[dict], index: int, first: int, text: str
     if index == len(conversation) - 1:
         return start, len(text)
 
-    whole = apply_template(tokenizer, conversation[: index + 1]).rstrip()
-    end = len(whole)
-    if not text.startswith(whole):
-        # Some templates write a last message in another way: what follows its content is the same.
-        content = (conversation[index]["content"] or "").strip()
-        tail = whole[whole.rfind(content, start) :] if content and content in whole[start:] else ""
-        end = text.find(tail, start) + len(tail)
-        if not tail or tail not in text[start:]:
-            raise Unusable(NO_TURNS)
+    # Some templates put more before a last message than before the same message elsewhere; its end is the same.
+    turn = apply_template(tokenizer, conversation[: index + 1])[start:].rstrip()
+    length = next((len(turn) - cut for cut in range(len(turn)) if text.startswith(turn[cut:], start)), None)
+    if length is None:
+        raise Unusable(NO_TURNS)
+    end = start + length
     eos = tokenizer.eos_token
     last_eos = text.rfind(eos, start, end)
     if last_eos >= 0:
@@ -116,6 +135,13 @@ def _merge_marks(marks: Spans, text: str, prompt_len: int, eos: str) -> Spans:
     if not spans:
         raise Unusable(NO_TURNS)
     return spans
+
+
+def _is_written(content: str | None, text: str) -> bool:
+    """Whether a template wrote the content, as text or inside JSON."""
+    content = (content or "").strip()
+    forms = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+    return content in text or any(form in text for form in forms)
 
 
 def _find_message(message: dict, text: str, spans: Spans, position: int, exact: bool) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Answers of several turns: what other roles said, and headers, are outside every loss; ends of turns are inside."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.readers import read_records
+from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.tokenise import tokenise
 
 USER = {"role": "user", "content": "Q"}
@@ -224,6 +227,22 @@ def test_a_tool_call_without_content(one, chat):
     assert parts(chat, sample) == [(True, "Rain.<eos>")]
 
 
+IF_CONTENT = "{% if m['content'] %}{{ m['content'] }}{% endif %}"
+
+
+@pytest.mark.parametrize("content", [IF_CONTENT, "{{ m['content'] }}", "{{ m['content'].strip() }}"])
+def test_null_is_not_written_as_a_word(one, chat, content):
+    completion = [says("assistant", None, tool_calls=[CALL]), says("tool", "None"), says("assistant", "None.")]
+    sample = one({"prompt": [USER], "completion": completion}, CALLING.replace(IF_CONTENT, content))
+    assert chat.decode(sample.input_ids).count("None") == 2
+
+
+def test_a_template_that_leaves_the_tools_turn_out_drops_the_record(one):
+    template = MARKED.replace("{% else %}", "{% elif m['role'] == 'user' %}")
+    reason = "the chat template leaves out part of the answer"
+    assert one({"prompt": [USER], "completion": TOOL_TURN}, template) == reason
+
+
 def test_a_template_that_leaves_a_tool_call_out_drops_the_record(one):
     completion = [says("assistant", None, tool_calls=[CALL])]
     template = CALLING.replace("m['tool_calls'] or []", "[]")
@@ -250,3 +269,46 @@ def test_nulls_that_parquet_adds_do_not_reach_the_template(make_args, chat):
     )
     [sample], _ = tokenise([record], chat, max_len=1000)
     assert "unit" not in chat.decode(sample.input_ids) and "days" not in chat.decode(sample.input_ids)
+
+
+def published_templates() -> list:
+    """Chat templates of models, as TRL ships them."""
+    spec = importlib.util.find_spec("trl")
+    folder = Path(spec.origin).parent / "chat_templates" if spec else Path("nowhere")
+    return sorted(folder.glob("*.jinja"))
+
+
+PUBLISHED = published_templates()
+TOOL_CALLS = [says("assistant", None, tool_calls=[{**CALL, "id": "abcdefghi"}])]
+TOOL = says("tool", "TOOL SAYS", name="weather", tool_call_id="abcdefghi")
+CONVERSATIONS = {
+    "one turn": ([USER], [says("assistant", "Alpha beta.")]),
+    "tool": ([USER], [says("assistant", "Alpha beta."), TOOL, says("assistant", "Gamma.")]),
+    "call": ([USER], [*TOOL_CALLS, TOOL, says("assistant", "Gamma.")]),
+    "user": ([USER], [says("assistant", "Alpha beta."), says("user", "USER SAYS"), says("assistant", "Gamma.")]),
+    "continued": ([USER, says("assistant", "ALPHA")], [says("assistant", "Alpha beta.")]),
+}
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="needs TRL's templates")
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_published_templates_train_on_what_the_model_wrote_or_drop_the_record(chat, kind):
+    prompt, answer = CONVERSATIONS[kind]
+    chat.add_special_tokens({"bos_token": "<bos>"})
+    used = 0
+    for path in PUBLISHED:
+        chat.chat_template = path.read_text().replace("<|im_end|>", "<eos>").replace("<|eot_id|>", "<eos>")
+        record = Record(prompt, [answer[-1]["content"]], None, 1, "p", "x", messages=answer)
+        samples, _ = tokenise([record], chat, max_len=100_000)
+        for sample in samples:
+            used += 1
+            inside = "".join(text for is_inside, text in parts(chat, sample) if is_inside)
+            outside = "".join(text for is_inside, text in parts(chat, sample) if not is_inside)
+            for message in answer:
+                if message["role"] != "assistant":
+                    assert message["content"] not in inside and message["content"] in outside, path.name
+                else:
+                    assert (message["content"] or "weather") in inside, path.name
+                    assert message["content"] is None or message["content"] not in outside, path.name
+            assert "None" not in inside and inside.endswith("<eos>"), path.name
+    assert used > len(PUBLISHED) / 3
