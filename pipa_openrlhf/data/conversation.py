@@ -35,7 +35,7 @@ def read_answer(row: dict, name: str, where: str) -> Answer:
         last = messages[-1]
         if last["role"] != "assistant":
             fields.refuse(where, f"{name!r} ends with a {last['role']} message", "end with the assistant's")
-        if "tool_calls" not in last:
+        if not last.get("tool_calls"):
             fields.text(last["content"], f"{name}[{len(messages) - 1}].content", where)
         return Answer(name, [last["content"] or ""], messages)
     if isinstance(value, list):

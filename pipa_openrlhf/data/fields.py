@@ -91,9 +91,19 @@ def messages(value: list, name: str, where: str) -> list[dict]:
         if not isinstance(message, dict):
             refuse(where, f"{place!r} is {show(message)}", "a message is an object with 'role' and 'content'")
         text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
-        if message.get("content") is not None or not message.get("tool_calls"):
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+            refuse(
+                where, f"'{place}.tool_calls' is {show(calls)}", "give a list of objects, each with a function's name"
+            )
+        if message.get("content") is not None or not calls:
             text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)
     return [{**_without_nulls(message), "content": message.get("content")} for message in value]
+
+
+def _is_call(value: object) -> bool:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def _without_nulls(value: object) -> object:

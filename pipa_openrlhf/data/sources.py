@@ -124,12 +124,12 @@ def _cell(value: str | None) -> Cell | None:
 
 def _load(name: str, split: str, max_samples: int, use_ms: bool):
     """The wanted split; where it is missing, the only one there is."""
-    from pipa_openrlhf.distributed.upstream import blending_datasets
-
     # Messages are ours: OpenRLHF's own print of every table adds nothing to them.
     strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
     if name.lower().endswith(".csv"):
         return _load_csv("csv", _csv_header(name), max_samples, data_files=name, split=split)
+    from pipa_openrlhf.distributed.upstream import blending_datasets
+
     try:
         table = blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
     except AttributeError:

@@ -105,11 +105,11 @@ def _turn(tokenizer, conversation: list[dict], index: int, first: int, text: str
         return start, len(text)
 
     # Some templates put more before a last message than before the same message elsewhere; its end is the same.
-    turn = apply_template(tokenizer, conversation[: index + 1])[start:].rstrip()
-    length = next((len(turn) - cut for cut in range(len(turn)) if text.startswith(turn[cut:], start)), None)
-    if length is None:
+    whole = apply_template(tokenizer, conversation[: index + 1]).rstrip()
+    ends = (start + len(whole) - cut for cut in range(start, len(whole)) if text.startswith(whole[cut:], start))
+    end = next(ends, None)
+    if end is None or not whole.startswith(text[:start]):
         raise Unusable(NO_TURNS)
-    end = start + length
     eos = tokenizer.eos_token
     last_eos = text.rfind(eos, start, end)
     if last_eos >= 0:
@@ -147,8 +147,8 @@ def _is_written(content: str | None, text: str) -> bool:
 def _find_message(message: dict, text: str, spans: Spans, position: int, exact: bool) -> tuple[int, int]:
     """Begin and end of a message's content within ``spans``, from ``position`` on."""
     for call in message.get("tool_calls") or ():
-        name = call.get("function", call).get("name")
-        if not any(str(name) in text[max(start, position) : end] for start, end in spans):
+        name = call.get("function", call).get("name", "")
+        if not any(name in text[max(start, position) : end] for start, end in spans):
             raise Unusable(LEAVES_OUT)
     content = message["content"] or ""
     for wanted in (content,) if exact else (content, content.strip()):

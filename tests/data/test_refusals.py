@@ -88,6 +88,17 @@ CHAT_CASES = [
         {"chosen": [USER, ASSISTANT], "rejected": [{"role": "user", "content": "R"}, ASSISTANT]},
         "'rejected' does not start with the prompt of 'chosen'",
     ),
+    ({"chosen": [USER, {"role": "assistant", "content": None}], "rejected": []}, "chosen[1]: 'content' is null"),
+    ({"chosen": [USER, {"role": "tool", "content": "t"}], "rejected": []}, "'chosen' ends with a tool message"),
+    (
+        {"chosen": [USER, {"role": "assistant", "content": None, "tool_calls": []}], "rejected": []},
+        "chosen[1]: 'content' is null",
+    ),
+    ({"chosen": [USER, {"role": "assistant", "content": None, "tool_calls": "f()"}], "rejected": []}, "is 'f()'"),
+    (
+        {"chosen": [USER, {"role": "assistant", "content": "", "tool_calls": [{}]}], "rejected": []},
+        "a function's name",
+    ),
     ({"prompt": [], "completion": [ASSISTANT], "label": 1}, "'prompt' is []"),
 ]
 
