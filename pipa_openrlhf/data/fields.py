@@ -94,7 +94,7 @@ def messages(value: list, name: str, where: str) -> list[dict]:
         calls = message.get("tool_calls")
         if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
             refuse(
-                where, f"'{place}.tool_calls' is {show(calls)}", "give a list of objects, each with a function's name"
+                where, f"'{place}.tool_calls' is {show(calls)}", "give a list of calls, each with a function's name"
             )
         if message.get("content") is not None or not calls:
             text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)

@@ -126,7 +126,8 @@ def _load(name: str, split: str, max_samples: int, use_ms: bool):
     """The wanted split; where it is missing, the only one there is."""
     # Messages are ours: OpenRLHF's own print of every table adds nothing to them.
     strategy = SimpleNamespace(print=lambda *_: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
-    if name.lower().endswith(".csv"):
+    is_csv_file = name.lower().endswith(".csv")
+    if is_csv_file and os.path.isfile(name):
         return _load_csv("csv", _csv_header(name), max_samples, data_files=name, split=split)
     from pipa_openrlhf.distributed.upstream import blending_datasets
 
@@ -142,7 +143,8 @@ def _load(name: str, split: str, max_samples: int, use_ms: bool):
         table = blending_datasets(name, None, strategy, max_count=max_samples, dataset_split=split)
     if getattr(table, "builder_name", None) == "csv":
         path, _, data_dir = (part.strip() for part in name.partition("@"))
-        return _load_csv(path, table.column_names, max_samples, data_dir=data_dir or None, split=split)
+        path, place = ("csv", {"data_files": name}) if is_csv_file else (path, {"data_dir": data_dir or None})
+        return _load_csv(path, table.column_names, max_samples, split=split, **place)
     return table
 
 
