@@ -7,7 +7,6 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
 # JSON writes 0.00005 as 5e-05. Longer exponents are not those of a float, and would take for ever.
 _NUMBER = re.compile(rf"([-+]?)\s*(?:\\?\$)?\s*({_DIGITS}(?:e[-+]?\d{{1,3}})?)(?:\s*/\s*([-+]?{_DIGITS}))?")
 _FINAL_ANSWER = re.compile(r"final answer\s*:(.*)", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 # What surrounds an answer without being part of it: bold, a math or dollar sign, a percent sign, a full stop.
 _MARKS_BEFORE = re.compile(r"(?:\*|\\?\$|\s)+")
 _MARKS_AFTER = re.compile(r"(?:\*|\\?\$|\\?%|\.|\s)+$")
@@ -76,7 +75,14 @@ def _bare(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """The text outside think blocks; a prompt may have opened one, and an unfinished text may not close its last."""
-    return _THOUGHT.sub("", text).rpartition("</think>")[2].partition("<think>")[0]
+    outside, opened, rest = text.partition("<think>")
+    while opened:
+        _, closed, rest = rest.partition("</think>")
+        if not closed:
+            break
+        before, opened, rest = rest.partition("<think>")
+        outside += before
+    return outside.rpartition("</think>")[2]
 
 
 def _last_boxed(text: str) -> str | None:
