@@ -346,6 +346,7 @@ def _export_flags(parser):
     add = parser.add_argument
     add("--ckpt.merge_lora", action="store_true", default=False, help="export merged weights, not the adapter")
     add("--ckpt.overwrite", action="store_true", default=False, help="delete another run in --ckpt.output_dir first")
+    add("--model.keep_dropout", action="store_true", default=False, help="keep the model's own dropout (not LoRA's)")
 
 
 def _sft_flags(parser):

@@ -1,5 +1,6 @@
 """OpenRLHF's DeepSpeed strategy, made to run on CPU (gloo) as well as on CUDA."""
 
+import gc
 import os
 import socket
 from datetime import timedelta
@@ -9,6 +10,8 @@ import deepspeed
 import torch
 import transformers
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -135,6 +138,21 @@ class Strategy(DeepspeedStrategy):
         """
         model.model.set_gradient_accumulation_boundary(is_last)
         model.model.backward(loss * self.world_size)
+
+    def free(self, model: Actor) -> None:
+        """Destroy a prepared model's engine, so that nothing holds its weights."""
+        module = model.model.module
+        model.model.destroy()
+        model.model = None
+        # ZeRO-3 pushes the whole module here once an engine, and nothing takes it off.
+        stack = parameter_offload.FWD_MODULE_STACK
+        stack[:] = [one for one in stack if one is not module]
+        # Its coordinators remember submodules in caches of their class.
+        for member in vars(PartitionedParameterCoordinator).values():
+            if hasattr(member, "cache_clear"):
+                member.cache_clear()
+        del module
+        gc.collect()
 
     def all_reduce(self, data: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Sum or maximum of a tensor over all ranks, in place."""

@@ -7,9 +7,9 @@ import sys
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.upstream import flash_attn_installed, patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.models.adapters import adapter_base, is_adapter, merge_adapter
 
 _HUB_TIMEOUT = 5  # seconds; the hub answers well within
 
@@ -45,20 +46,6 @@ def use_modelscope() -> None:
 def only_from_disk(path: str) -> bool:
     """True for a name that must come from the local cache, because the hub cannot be reached."""
     return not os.path.isdir(path) and "modelscope" not in sys.modules and not _hub_answers()
-
-
-def is_adapter(path: str) -> bool:
-    """True for a folder that holds a PEFT adapter rather than a model."""
-    return os.path.isfile(os.path.join(path, "adapter_config.json"))
-
-
-def adapter_base(path: str) -> str:
-    """Name or folder of the model that the adapter in ``path`` belongs to; a relative folder may be beside it."""
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    beside = os.path.join(path, base or "")
-    if not base:
-        raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")
-    return beside if not os.path.isdir(base) and os.path.isdir(beside) else base
 
 
 def resolve_attention(name: str, say=print) -> str:
@@ -113,7 +100,7 @@ def load_causal_lm(
         ds_config: a DeepSpeed config; with ZeRO-3 the weights are partitioned while they load.
 
     Raises:
-        UserError: there is no model at ``path``.
+        UserError: there is no model at ``path``, or its adapter does not fit.
     """
     if is_adapter(path):
         # Merging needs whole weights, so the base is loaded unpartitioned even under ZeRO-3.
@@ -121,9 +108,9 @@ def load_causal_lm(
             adapter_base(path), dtype, attn_implementation, trust_remote_code, experts_implementation
         )
         try:
-            return PeftModel.from_pretrained(base, path).merge_and_unload()
+            return merge_adapter(base, path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"cannot load the adapter {path}: {_first_line(error)}") from error
+            raise UserError(f"cannot load the adapter {path}: {_reason(error)}") from error
 
     model_class = AutoModelForCausalLM
     options = {}
@@ -159,5 +146,20 @@ def load_causal_lm(
     return model
 
 
+def empty_causal_lm(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model at ``path``, which holds no adapter, without its weights."""
+    config = AutoConfig.from_pretrained(
+        path, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(path)
+    )
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _reason(error: Exception) -> str:
+    """The line that names the sizes where a tensor's differ, else the first."""
+    lines = [line.strip() for line in str(error).split("\n")]
+    return next((line for line in lines if line.startswith("size mismatch")), _first_line(error))

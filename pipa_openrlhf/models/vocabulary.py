@@ -1,10 +1,13 @@
 """Do a model's vocabulary and the tokens of the data belong together? Asked of configs, before weights are loaded."""
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.models.loading import adapter_base, is_adapter, load_tokenizer, only_from_disk
+from pipa_openrlhf.models.adapters import adapter_vocabulary, is_adapter, root_model
+from pipa_openrlhf.models.loading import empty_causal_lm, load_tokenizer, only_from_disk
 
 
 def check_vocabulary(path: str, flag: str, token_ids: np.ndarray, trust_remote_code: bool) -> None:
@@ -13,15 +16,17 @@ def check_vocabulary(path: str, flag: str, token_ids: np.ndarray, trust_remote_c
     Raises:
         UserError: names the flag and both sizes.
     """
-    while is_adapter(path):
-        path = adapter_base(path)
+    root = root_model(path)
     try:
         config = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(path)
+            root, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(root)
         )
-    except (OSError, ValueError, KeyError):
+        own = None
+        if is_adapter(path):  # one that was trained with more tokens brings their embeddings
+            own = adapter_vocabulary(path, empty_causal_lm(root, torch.float32, trust_remote_code))
+    except (OSError, ValueError, KeyError, SafetensorError):
         return  # loading the model says better what is wrong
-    size = config.get_text_config().vocab_size
+    size = own or config.get_text_config().vocab_size
     if token_ids.max() >= size:
         raise UserError(
             f"{flag} {path}: the data has token id {token_ids.max()}, the model {size} tokens; "

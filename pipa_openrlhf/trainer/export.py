@@ -1,20 +1,27 @@
 """Write the trained model in the formats that PEFT, transformers and vLLM read."""
 
+import copy
 import json
 import os
+import re
+import shutil
+from types import SimpleNamespace
 
 import deepspeed
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.models.loading import is_adapter, load_causal_lm
+from pipa_openrlhf.models.adapters import is_adapter, merge
+from pipa_openrlhf.models.config_files import save_model
+from pipa_openrlhf.models.loading import load_causal_lm
 from pipa_openrlhf.models.policy import Policy
 from pipa_openrlhf.models.value_head import save_value_head
 
 MERGED_BASE = "merged_base"
+_INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
 
 
 def export_model(
@@ -25,14 +32,16 @@ def export_model(
     base_path: str,
     merge_lora: bool,
     trust_remote_code: bool,
+    merged_base: str,
 ) -> None:
     """Write the adapter (or full weights, or merged weights), the tokenizer and the value head to ``folder``.
 
     Collective: parameters are gathered one at a time and kept on rank 0 only.
 
     Args:
-        base_path: what the run was started from. Where that is an adapter folder, the new adapter belongs to the
-            merged weights, which are then written to ``folder/merged_base``.
+        base_path: what the run was started from. Where that is an adapter folder, a new adapter belongs to the
+            merged weights.
+        merged_base: the folder that gets those, once a run.
     """
     policy: Policy = engine.module
     adapter = isinstance(policy.lm, PeftModel)
@@ -42,10 +51,12 @@ def export_model(
         prefix = "value_head."
         head = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         lm_state = {name[len("lm.") :]: tensor for name, tensor in state.items() if name.startswith("lm.")}
-        if adapter:
-            _save_adapter(folder, policy.lm, lm_state, base_path, merge_lora, trust_remote_code)
+        if not adapter:
+            save_model(policy.lm, folder, base_path, lm_state)
+        elif merge_lora:
+            _save_merged(folder, policy.lm, lm_state, base_path, trust_remote_code)
         else:
-            policy.lm.save_pretrained(folder, state_dict=lm_state)
+            _save_adapter(folder, policy.lm, lm_state, base_path, merged_base, trust_remote_code)
         tokenizer.save_pretrained(folder)
         if head:
             save_value_head(folder, {name: tensor.float() for name, tensor in head.items()})
@@ -53,6 +64,7 @@ def export_model(
 
 
 def _gather(policy: Policy, strategy: Strategy, trainable_only: bool) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and the buffers that a model keeps, on rank 0."""
     state = {}
     for name, parameter in policy.named_parameters():
         if trainable_only and not parameter.requires_grad:
@@ -61,13 +73,10 @@ def _gather(policy: Policy, strategy: Strategy, trainable_only: bool) -> dict[st
             if strategy.is_rank_0():
                 state[name] = parameter.detach().cpu().clone()
     if strategy.is_rank_0() and not trainable_only:
-        state.update(
-            {
-                name: buffer.detach().cpu()
-                for name, buffer in policy.lm.state_dict(prefix="lm.").items()
-                if name not in state and buffer.numel() and not hasattr(buffer, "ds_id")
-            }
-        )
+        # Not the second name of tied weights.
+        parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+        kept = policy.state_dict()
+        state.update({name: tensor.detach().cpu() for name, tensor in kept.items() if name not in parameters})
     return state
 
 
@@ -76,24 +85,44 @@ def _save_adapter(
     model: PeftModel,
     lm_state: dict[str, torch.Tensor],
     base_path: str,
-    merge_lora: bool,
+    merged_base: str,
     trust_remote_code: bool,
 ) -> None:
-    dtype = next(iter(lm_state.values())).dtype
-    config = model.peft_config["default"]
+    base = base_path
     if is_adapter(base_path):
-        base_folder = os.path.join(folder, MERGED_BASE)
-        base = load_causal_lm(base_path, dtype, "sdpa", trust_remote_code)
-        base.save_pretrained(base_folder)
-        del base
-    else:
-        base_folder = base_path
-    config.base_model_name_or_path = os.path.abspath(base_folder) if os.path.isdir(base_folder) else base_folder
+        base = merged_base
+        if not os.path.isdir(merged_base):
+            # Under its own name only when it is whole: every export of the run belongs to it.
+            unfinished = merged_base + ".unfinished"
+            dtype = next(iter(lm_state.values())).dtype
+            save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, base_path)
+            os.rename(unfinished, merged_base)
+    model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
     model.save_pretrained(folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False)
-    if merge_lora:
-        load_causal_lm(folder, dtype, "sdpa", trust_remote_code).save_pretrained(folder)
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            os.remove(os.path.join(folder, name))
+
+
+def _save_merged(
+    folder: str, model: PeftModel, lm_state: dict[str, torch.Tensor], base_path: str, trust_remote_code: bool
+) -> None:
+    dtype = next(iter(lm_state.values())).dtype
+    base = load_causal_lm(base_path, dtype, "sdpa", trust_remote_code)
+    adapted = get_peft_model(base, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, lm_state))
+    save_model(merge(adapted, "--ckpt.merge_lora"), folder, base_path)
+
+
+def drop_old_exports(folder: str, args: SimpleNamespace) -> None:
+    """Delete the oldest ``global_stepN_hf`` in ``folder`` beyond ``--ckpt.max_num``, but nothing the run started from."""
+    inputs = (
+        args.model.model_name_or_path,
+        args.flat.get("prior.model_name_or_path"),
+        args.flat.get("value.init_from"),
+    )
+    kept = {os.path.realpath(path) for path in inputs if path}
+    found = sorted((int(match[1]), match[0]) for match in map(_INTERMEDIATE.fullmatch, os.listdir(folder)) if match)
+    paths = [path for _, name in found if os.path.realpath(path := os.path.join(folder, name)) not in kept]
+    for path in paths[: max(0, len(paths) - args.ckpt.max_num)]:
+        shutil.rmtree(path)
 
 
 def write_args(folder: str, flat: dict, resolved: dict) -> None:

@@ -19,7 +19,8 @@ _WRITTEN = (
     "generation_config.json",
     "value_head*",
     "README.md",
-    "merged_base",
+    "merged_base*",
+    ".export_trial_*",
 )
 
 

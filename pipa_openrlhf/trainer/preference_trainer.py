@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -21,10 +22,12 @@ from pipa_openrlhf.losses.reduction import BatchCounts, count_batch
 from pipa_openrlhf.models.policy import PolicyActor
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, answers_of
 from pipa_openrlhf.trainer.checkpoint import load_checkpoint, save_checkpoint
+from pipa_openrlhf.trainer.export import drop_old_exports
 from pipa_openrlhf.trainer.metrics import SUMS, batch_sums, means
 from pipa_openrlhf.trainer.metrics_log import MetricsLog
 from pipa_openrlhf.trainer.micro_batches import Collator, MicroBatch, MicroBatches, StepBatches, load_steps
 from pipa_openrlhf.trainer.start_check import StartCheck
+from pipa_openrlhf.trainer.trained import UpdateCheck
 
 
 @dataclass
@@ -81,6 +84,7 @@ class PreferenceTrainer:
             self.strategy.print(
                 "Gradients of micro-batches add up in bf16: --ds.zero_stage 1 or higher adds them up in float32"
             )
+        self.update_check = UpdateCheck(self.actor.model, self.strategy)
         # What a run that resumes a checkpoint must share with the one that wrote it.
         self.identity = {
             "--train.batch_size": self.args.train.batch_size,
@@ -202,7 +206,9 @@ class PreferenceTrainer:
         self._refuse_non_finite("loss", metrics["loss"])
         if start_check is not None:
             start_check.report(self.strategy, metrics["loss"], self.args.ds.param_dtype)
+        self.update_check.before_update()
         grad_norm = self._step_engine()
+        self.update_check.after_update(grad_norm)
         num_tokens = sum(len(self.train_set.samples[row].input_ids) for row in self.train_set.rows(units))
         self.position = Position(self.position.step + 1, self.position.num_tokens + num_tokens)
         row = {
@@ -279,22 +285,28 @@ class PreferenceTrainer:
             return every_epoch and self.position.step % self.steps_per_epoch == 0
         return self.position.step % every == 0
 
+    def save_checkpoint(self, rotate: bool = True) -> None:
+        """Write a checkpoint of this step; ``rotate`` drops the oldest beyond --ckpt.max_num and --ckpt.max_mem."""
+        save_checkpoint(
+            self.checkpoint_folder,
+            self.position.step,
+            self.actor.model,
+            self.strategy,
+            position=asdict(self.position),
+            identity=self.identity,
+            max_num=self.args.ckpt.max_num if rotate else sys.maxsize,
+            max_gb=self.args.ckpt.max_mem if rotate else math.inf,
+        )
+
     def _save_if_due(self, stopping: bool) -> None:
         step = self.position.step
         due = self._is_due(self.args.ckpt.save_steps, every_epoch=False)
         if (due and not self.args.ckpt.disable_ds) or stopping:
-            save_checkpoint(
-                self.checkpoint_folder,
-                step,
-                self.actor.model,
-                self.strategy,
-                position=asdict(self.position),
-                identity=self.identity,
-                max_num=self.args.ckpt.max_num,
-                max_gb=self.args.ckpt.max_mem,
-            )
+            self.save_checkpoint()
         if due and self.args.ckpt.save_hf:
             self.export(os.path.join(self.checkpoint_folder, f"global_step{step}_hf"))
+            if self.strategy.is_rank_0():
+                drop_old_exports(self.checkpoint_folder, self.args)
         if stopping:
             self.strategy.print(f"Stopped after step {step}; go on with --ckpt.load_enable")
             raise KeyboardInterrupt

@@ -1,6 +1,5 @@
 """Fill the prior cache: one forward pass over the responses that have no entry yet, shared out over the ranks."""
 
-import gc
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -49,9 +48,7 @@ def fill_from_separate_model(
     strategy.print(f"Loading the prior {prior_path(args)}")
     actor = strategy.prepare(PolicyActor(Policy(load_lm(args, prior_path(args), strategy.get_ds_eval_config()))))
     _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
-    actor.model.destroy()
-    del actor
-    gc.collect()
+    strategy.free(actor)
 
 
 def fill_from_policy(

@@ -24,10 +24,12 @@ from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention, use_
 from pipa_openrlhf.models.vocabulary import check_same_tokens, check_vocabulary
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, LossSettings
 from pipa_openrlhf.trainer.checkpoint import newest_checkpoint
-from pipa_openrlhf.trainer.export import export_model, write_args, write_model_card
+from pipa_openrlhf.trainer.export import MERGED_BASE, export_model, write_args, write_model_card
+from pipa_openrlhf.trainer.final_export import check_export, export_finished
 from pipa_openrlhf.trainer.output_dir import check_output_dir, delete_run, finished_steps
 from pipa_openrlhf.trainer.preference_trainer import PreferenceTrainer
 from pipa_openrlhf.trainer.prior_pass import fill_from_policy, fill_from_separate_model, open_cache
+from pipa_openrlhf.trainer.trained import report_trained
 
 
 def train(
@@ -78,6 +80,7 @@ def train(
     if args.ckpt.load_enable and checkpoint is None:
         say(f"No checkpoint in {checkpoint_folder}: starting from step 0")
 
+    check_export(args, tokenizer, checkpoint_folder, strategy)
     # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
     cache = open_cache(args, strategy) if objective.needs_prior else None
     separate_prior = bool(args.prior.model_name_or_path or checkpoint) if cache is not None else False
@@ -85,8 +88,9 @@ def train(
         fill_from_separate_model(args, cache, scored, strategy, tokenizer.pad_token_id)
     with_value_head = objective.needs_value_head and settings.fixed_value is None
     actor = build_policy(
-        args, with_value_head, settings.fixed_value, settings.aux_coef > 0, strategy.get_ds_train_config()
+        args, with_value_head, settings.fixed_value, settings.aux_coef > 0, strategy.get_ds_train_config(), say
     )
+    report_trained(actor.model, say)
     actor, _, _ = strategy.prepare((actor, _optimizer_config(args, steps)))
     if cache is not None and not separate_prior:
         fill_from_policy(args, cache, scored, actor, strategy, tokenizer.pad_token_id)
@@ -99,6 +103,7 @@ def train(
         base_path=args.model.model_name_or_path,
         merge_lora=args.ckpt.merge_lora,
         trust_remote_code=args.model.trust_remote_code,
+        merged_base=os.path.join(args.ckpt.output_dir, MERGED_BASE),
     )
     trainer = PreferenceTrainer(
         args=args,
@@ -128,7 +133,7 @@ def train(
         write_args(args.ckpt.output_dir, args.flat, resolved)
     with stopping() as stop:
         last = trainer.fit(stop)
-    export(args.ckpt.output_dir)
+    export_finished(trainer)
     if strategy.is_rank_0():
         command = f"python -m pipa_openrlhf.cli.{args.module} {shlex.join(_shown(sys.argv[1:]))}"
         write_model_card(

@@ -1,0 +1,124 @@
+"""Adapter folders, and merging one into its base without changing what the two compute together."""
+
+import os
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from pipa_openrlhf.errors import UserError
+
+_PROBE_TOKENS = 8
+# Largest share of the logits' spread by which merging may change them: what rounding the merged weights does.
+_MERGE_NOISE = {torch.float32: 1e-3}
+_MERGE_NOISE_16_BIT = 0.2
+
+
+def is_adapter(path: str) -> bool:
+    """True for a folder that holds a PEFT adapter rather than a model."""
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
+def adapter_base(path: str) -> str:
+    """Name or folder of the model that the adapter in ``path`` belongs to; a relative folder may be beside it."""
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    beside = os.path.join(path, base or "")
+    if not base:
+        raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")
+    return beside if not os.path.isdir(base) and os.path.isdir(beside) else base
+
+
+def root_model(path: str) -> str:
+    """The model below all adapters: ``path`` itself where it holds none."""
+    while is_adapter(path):
+        path = adapter_base(path)
+    return path
+
+
+def adapter_vocabulary(path: str, base: PreTrainedModel) -> int | None:
+    """Rows of the embeddings or output head that the adapter in ``path`` brings; None where it brings neither.
+
+    Args:
+        base: the adapter's base, with or without weights.
+    """
+    file = os.path.join(path, "adapter_model.safetensors")
+    if not os.path.isfile(file):
+        return None
+    names = {id(module): name for name, module in base.named_modules()}
+    wanted = []
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if module is not None:
+            prefix = f"base_model.model.{names[id(module)]}"
+            wanted += [(f"{prefix}.weight", 0), (f"{prefix}.lora_embedding_A", 1)]
+    with safe_open(file, framework="pt") as tensors:
+        kept = set(tensors.keys())
+        return next((tensors.get_slice(key).get_shape()[axis] for key, axis in wanted if key in kept), None)
+
+
+def merge_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
+    """``base`` with the adapter in ``path`` merged, trainable where ``base`` was.
+
+    Raises:
+        UserError: merging would give another model.
+    """
+    frozen = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}
+    rows = adapter_vocabulary(path, base)
+    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    merged = merge(PeftModel.from_pretrained(base, path), path)
+    for name, parameter in merged.named_parameters():
+        # PEFT freezes the base, and merging leaves it frozen.
+        parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
+    return merged
+
+
+@torch.no_grad()
+def merge(model: PeftModel, what: str) -> PreTrainedModel:
+    """The base with its adapter merged, checked on the log-probs of a few tokens.
+
+    Args:
+        what: the adapter's name in an error.
+
+    Raises:
+        UserError: the merged model is another one.
+    """
+    before = _probe(model.get_base_model())
+    _untie_adapted_embeddings(model.get_base_model())
+    merged = model.merge_and_unload()
+    after = _probe(merged)
+    noise = _MERGE_NOISE.get(merged.dtype, _MERGE_NOISE_16_BIT)
+    if not (after - before).norm() <= noise * (before - before.mean(-1, keepdim=True)).norm():
+        raise UserError(
+            f"{what}: merging the adapter changes log-probs by up to {(after - before).abs().max():.3g}: "
+            "merge it with the version of PEFT that trained it, and give the merged model"
+        )
+    return merged
+
+
+def _untie_adapted_embeddings(lm: PreTrainedModel) -> None:
+    """Give the output head weights of its own where an adapter on one side of a tied pair would change the other."""
+    embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if head is None or not any(isinstance(one, BaseTunerLayer) for one in (embedding, head)):
+        return
+    if head.weight is embedding.weight:
+        plain = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+        for config in (lm.config, lm.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _probe(lm: PreTrainedModel) -> torch.Tensor:
+    """[_PROBE_TOKENS, V] float32 log-probs after tokens spread over the vocabulary."""
+    rows = lm.get_input_embeddings().weight.shape[0]
+    tokens = torch.linspace(0, rows - 1, _PROBE_TOKENS, device=lm.device).long()[None]
+    used, training = lm.config._attn_implementation, lm.training
+    if used not in ("eager", "sdpa"):
+        lm.set_attn_implementation("eager")  # other kernels need the accelerator, where the weights are not yet
+    logits = lm.eval()(input_ids=tokens, use_cache=False).logits[0]
+    if used not in ("eager", "sdpa"):
+        lm.set_attn_implementation(used)
+    lm.train(training)
+    return torch.log_softmax(logits.float(), -1)
