@@ -245,8 +245,8 @@ def _data_flags(parser):
         "--data.pairing",
         type=str,
         default="unpaired",
-        choices=["unpaired", "paired"],
-        help="paired: match right and wrong answers of a problem, drop the rest",
+        choices=["unpaired", "given", "paired"],
+        help="given: pairs of the data only; paired: match right and wrong answers of a problem too, drop the rest",
     )
     add("--data.step_threshold", type=float, default=0.5, help="Q at or above it makes a step of a wrong answer right")
     add("--data.step_separator", type=_unescaped, default="\n", help="text between steps; \\n and \\t are understood")
@@ -309,7 +309,7 @@ def _objective_module_flag(parser):
 
 
 def _dpo_flags(parser):
-    parser.set_defaults(**{"data.pairing": "paired", "train.group_by_length": False})
+    parser.set_defaults(**{"data.pairing": "given", "train.group_by_length": False})
     parser.add_argument(
         "--dpo.step_loss",
         type=str,

@@ -1,17 +1,17 @@
 """Refuse flags that cannot work, before anything heavy is imported or loaded."""
 
 import importlib.util
+import math
 import os
 from types import SimpleNamespace
 
+from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
 from pipa_openrlhf.errors import UserError
 
 _POSITIVE = (
     "train.batch_size",
     "train.micro_batch_size",
     "train.max_epochs",
-    "data.max_len",
-    "data.max_samples",
     "logger.logging_steps",
     "ckpt.max_num",
     "value.hidden_size",
@@ -48,7 +48,13 @@ _SCHEDULERS = (
 )
 _WITHOUT_EFFECT = {
     "train_pipa": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
-    "train_sft": ("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
+    "train_sft": (
+        "model.beta",
+        "model.ipo_enable",
+        "model.label_smoothing",
+        "model.nll_loss_coef",
+        "ref.model_name_or_path",
+    ),
     "train_kto": ("model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),
     "train_dpo": (),
 }
@@ -67,6 +73,14 @@ def check_training(args: SimpleNamespace, say=print) -> None:
     for name in _NOT_NEGATIVE:
         if flat.get(name) is not None and not flat[name] >= 0:
             raise UserError(f"--{name} must not be negative, got {flat[name]}")
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number, got {value}")
+    if not all(0 <= beta < 1 for beta in args.adam.betas):
+        raise UserError(f"--adam.betas must be at least 0 and below 1, got {' '.join(map(str, args.adam.betas))}")
+    for name in ("lr_warmup_ratio", "min_lr_ratio"):
+        if flat[name] > 1:
+            raise UserError(f"--{name} is a share, at most 1, got {flat[name]}")
     for name in ("ckpt.save_steps", "eval.steps"):
         if flat[name] != -1 and flat[name] < 1:
             raise UserError(f"--{name} must be -1 or at least 1, got {flat[name]}")
@@ -95,29 +109,19 @@ def check_training(args: SimpleNamespace, say=print) -> None:
 
 def check_data(args: SimpleNamespace) -> None:
     """Check the data flags that every module shares."""
-    if not args.data.dataset:
-        raise UserError("--data.dataset is missing: give a file, a folder or a hub name")
+    names = dataset_names(args.data.dataset)
     if args.data.dataset_probs is not None:
-        _check_probabilities(args.data.dataset, args.data.dataset_probs)
+        parse_probabilities(args.data.dataset_probs, len(names))
+    if args.data.max_len < 2:
+        raise UserError(f"--data.max_len must be at least 2, got {args.data.max_len}")
+    if args.data.max_samples < 1:
+        raise UserError(f"--data.max_samples must be at least 1, got {args.data.max_samples}")
     if not -1 <= args.data.step_threshold <= 1:
         raise UserError(f"--data.step_threshold must be between -1 and 1, got {args.data.step_threshold}")
     if args.data.tokenizer_chat_template and not args.data.apply_chat_template:
         raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
     if args.use_ms and importlib.util.find_spec("modelscope") is None:
         raise UserError("--use_ms needs the modelscope package: pip install modelscope")
-
-
-def _check_probabilities(datasets: str, text: str) -> None:
-    try:
-        probabilities = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--data.dataset_probs must be numbers with commas between, got {text!r}") from None
-    if len(probabilities) != len(datasets.split(",")):
-        raise UserError(
-            f"--data.dataset_probs has {len(probabilities)} numbers for {len(datasets.split(','))} data sets"
-        )
-    if min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
-        raise UserError(f"--data.dataset_probs must not be negative and must sum to 1, got {text}")
 
 
 def _check_model(args: SimpleNamespace) -> None:
@@ -129,7 +133,7 @@ def _check_model(args: SimpleNamespace) -> None:
     if args.ref.model_name_or_path:
         if args.prior.model_name_or_path not in (None, args.ref.model_name_or_path):
             raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
-        args.prior.model_name_or_path = args.ref.model_name_or_path
+        args.prior.model_name_or_path = args.flat["prior.model_name_or_path"] = args.ref.model_name_or_path
     if args.prior.model_name_or_path:
         check_model_path(args.prior.model_name_or_path, "--prior.model_name_or_path")
 
@@ -173,6 +177,8 @@ def _check_pipa(args: SimpleNamespace, say) -> None:
 
 def _check_dpo(args: SimpleNamespace, say) -> None:
     _check_beta(args)
+    if args.data.pairing == "unpaired":
+        raise UserError("--data.pairing unpaired: train_dpo compares pairs, give --data.pairing paired or given")
     if not 0 <= args.model.label_smoothing < 0.5:
         raise UserError(f"--model.label_smoothing must be at least 0 and below 0.5, got {args.model.label_smoothing}")
     if args.model.ipo_enable and args.data.annotation == "step":

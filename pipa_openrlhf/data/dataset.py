@@ -49,8 +49,7 @@ def load_samples(
     Args:
         args: nested flags; ``data``, ``train.seed`` and ``use_ms`` are used.
         max_samples: unset: ``--data.max_samples``.
-        pairs_only: the objective compares pairs; single answers are matched only where ``--data.pairing paired`` is
-            given.
+        pairs_only: the objective compares pairs.
         say: prints one line; silent on all ranks but the first.
 
     Raises:
@@ -64,10 +63,10 @@ def load_samples(
     name, records = read_records(rows, flags)
     why = "by its columns" if flags.format == "auto" else "by --data.format"
     say(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
-    asked_to_match = "data.pairing" in args.given and flags.pairing == "paired"
-    if pairs_only and not asked_to_match and any(record.pair_id is None for record in records):
+    pairing = "given" if pairs_only and flags.pairing == "unpaired" else flags.pairing
+    if pairing == "given" and any(record.pair_id is None for record in records):
         raise UserError(
-            f"{dataset} holds single answers and this objective compares pairs: give --data.pairing paired to match "
+            f"{dataset} holds single answers and pairs are wanted: give --data.pairing paired to match "
             "each right answer with a wrong one of the same problem"
         )
     if flags.annotation == "step":
@@ -84,8 +83,8 @@ def load_samples(
     if not samples:
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
     counts = dict(dropped.counts)
-    if flags.pairing == "paired" or pairs_only:
-        samples = _pair(samples, args.train.seed, dataset, counts, say)
+    if pairing != "unpaired":
+        samples = _pair(samples, args.train.seed, pairing, dataset, counts, say)
     samples = _keep(samples, getattr(flags, "keep", "all"), dataset, counts, say)
     return LoadedData(samples, counts, name, len(records))
 
@@ -93,8 +92,6 @@ def load_samples(
 def _checked_flags(flags: SimpleNamespace, tokenizer: PreTrainedTokenizerBase, say: Say) -> SimpleNamespace:
     """The data flags, with the input template dropped where OpenRLHF drops it."""
     template = flags.input_template
-    if flags.max_len < 2:
-        raise UserError(f"--data.max_len {flags.max_len}: must be at least 2")
     if flags.apply_chat_template:
         use_chat_template(tokenizer, flags.tokenizer_chat_template)
     if template is not None and flags.apply_chat_template:
@@ -119,7 +116,9 @@ def _try_template(template: str) -> None:
         ) from None
 
 
-def _pair(samples: list[Sample], seed: int, dataset: str, dropped: dict[str, int], say: Say) -> list[Sample]:
+def _pair(
+    samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int], say: Say
+) -> list[Sample]:
     paired = match_pairs(samples, seed)
     unmatched = len(samples) - len(paired)
     given = sum(sample.pair_id is not None for sample in samples) // 2
@@ -129,9 +128,9 @@ def _pair(samples: list[Sample], seed: int, dataset: str, dropped: dict[str, int
         f"dropped without a partner: {right} right and {unmatched - right} wrong answers"
     )
     if unmatched:
-        dropped["without a partner (--data.pairing paired)"] = unmatched
+        dropped[f"without a partner (--data.pairing {pairing})"] = unmatched
     if not paired:
-        raise UserError(f"{dataset}: --data.pairing paired found no problem with a right and a wrong answer")
+        raise UserError(f"{dataset}: --data.pairing {pairing} found no problem with a right and a wrong answer")
     return paired
 
 

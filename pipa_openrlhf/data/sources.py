@@ -25,6 +25,37 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_TIMEOUT = 5  # seconds; the hub answers well within
 
 
+def dataset_names(dataset: str | None) -> list[str]:
+    """Files, folders and hub names of ``--data.dataset``.
+
+    Raises:
+        UserError: one is missing.
+    """
+    names = [name.strip() for name in (dataset or "").split(",")]
+    if not all(names):
+        raise UserError("--data.dataset is missing or has an empty name: give a file, a folder or a hub name")
+    return names
+
+
+def parse_probabilities(text: str, num_datasets: int) -> list[float]:
+    """``--data.dataset_probs`` as numbers, one a data set.
+
+    Raises:
+        UserError: they are no probabilities of that many data sets.
+    """
+    flag = f"--data.dataset_probs {text}"
+    try:
+        weights = [float(weight) for weight in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: give numbers with commas between them, such as 0.7,0.3") from None
+    if len(weights) != num_datasets:
+        raise UserError(f"{flag}: {len(weights)} probabilities for {num_datasets} data sets; give one for each")
+    # A data set of probability 0 would never be exhausted, and the interleaving never end.
+    if not all(weight > 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise UserError(f"{flag}: probabilities must be above 0 and add up to 1")
+    return weights
+
+
 def read_rows(
     dataset: str | None,
     probs: str | None,
@@ -43,12 +74,8 @@ def read_rows(
     Raises:
         UserError: a data set does not exist or cannot be read.
     """
-    names = [name.strip() for name in (dataset or "").split(",")]
-    if not all(names):
-        raise UserError("--data.dataset is empty: give a file, a folder or a hub name")
-    if max_samples < 1:
-        raise UserError(f"--data.max_samples {max_samples}: must be at least 1")
-    weights = _parse_probs(probs, len(names))
+    names = dataset_names(dataset)
+    weights = None if probs is None else parse_probabilities(probs, len(names))
     sources = [_read_one(name, split, max_samples, use_ms, say) for name in names]
     if weights is None:
         return [row for rows in sources for row in rows][:max_samples]
@@ -65,22 +92,6 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
     ]
     mixed = interleave_datasets(indices, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
     return list(zip(mixed["source"], mixed["row"], strict=True))
-
-
-def _parse_probs(probs: str | None, num_sources: int) -> list[float] | None:
-    if probs is None:
-        return None
-    flag = f"--data.dataset_probs {probs}"
-    try:
-        weights = [float(weight) for weight in probs.split(",")]
-    except ValueError:
-        raise UserError(f"{flag}: give numbers with commas between them, such as 0.7,0.3") from None
-    if len(weights) != num_sources:
-        raise UserError(f"{flag}: {len(weights)} probabilities for {num_sources} data sets; give one for each")
-    # A data set of probability 0 would never be exhausted, and the interleaving never end.
-    if not all(weight > 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
-        raise UserError(f"{flag}: probabilities must be above 0 and add up to 1")
-    return weights
 
 
 def _read_one(name: str, split: str, max_samples: int, use_ms: bool, say: Callable[[str], None]) -> Rows:

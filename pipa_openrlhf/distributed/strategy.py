@@ -147,10 +147,11 @@ class Strategy(DeepspeedStrategy):
         # ZeRO-3 pushes the whole module here once an engine, and nothing takes it off.
         stack = parameter_offload.FWD_MODULE_STACK
         stack[:] = [one for one in stack if one is not module]
-        # Its coordinators remember submodules in caches of their class.
+        # A cache around a method of its coordinators, inside another decorator, remembers every submodule.
         for member in vars(PartitionedParameterCoordinator).values():
-            if hasattr(member, "cache_clear"):
-                member.cache_clear()
+            for cell in getattr(member, "__closure__", None) or ():
+                if hasattr(cell.cell_contents, "cache_clear"):
+                    cell.cell_contents.cache_clear()
         del module
         gc.collect()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import deepspeed
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -112,7 +112,7 @@ def _save_merged(
 
 
 def drop_old_exports(folder: str, args: SimpleNamespace) -> None:
-    """Delete the oldest ``global_stepN_hf`` in ``folder`` beyond ``--ckpt.max_num``, but nothing the run started from."""
+    """Delete the oldest ``global_stepN_hf`` in ``folder`` beyond ``--ckpt.max_num``, but no input of the run."""
     inputs = (
         args.model.model_name_or_path,
         args.flat.get("prior.model_name_or_path"),

@@ -1,5 +1,6 @@
 """Mistakes on the command line end in one line that names the flag, before anything is trained."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +35,11 @@ BAD = {
     "head with a size": ({"value.init_from": "/x", "value.hidden_size": 4}, "--value.hidden_size"),
     "probabilities": ({"data.dataset_probs": "0.5,0.5"}, "--data.dataset_probs"),
     "probabilities are words": ({"data.dataset_probs": "all"}, "--data.dataset_probs"),
+    "a probability is zero": (
+        {"data.dataset": "a.jsonl,b.jsonl", "data.dataset_probs": "0,1"},
+        "--data.dataset_probs",
+    ),
+    "an empty name": ({"data.dataset": "a.jsonl,"}, "--data.dataset"),
     "merge without LoRA": ({"ckpt.merge_lora": True}, "--ckpt.merge_lora"),
     "ring attention": ({"ds.ring_attn_size": 2}, "--ds.ring_attn_size"),
     "tensor parallel": ({"ds.tensor_parallel_size": 2}, "--ds.tensor_parallel_size"),
@@ -46,6 +52,9 @@ BAD = {
     "learning rate": ({"adam.lr": "-1e-3"}, "--adam.lr"),
     "learning rate is nan": ({"adam.lr": "nan"}, "--adam.lr"),
     "learning rate is a word": ({"adam.lr": "fast"}, "--adam.lr"),
+    "learning rate is infinite": ({"adam.lr": "inf"}, "--adam.lr"),
+    "betas": ({"adam.betas": [0.9, 1.0]}, "--adam.betas"),
+    "warm-up": ({"lr_warmup_ratio": 1.5}, "--lr_warmup_ratio"),
     "one beta": ({"adam.betas": 0.9}, "--adam.betas"),
     "scheduler": ({"lr_scheduler": "cosin"}, "--lr_scheduler cosin"),
     "save steps": ({"ckpt.save_steps": 0}, "--ckpt.save_steps"),
@@ -61,6 +70,8 @@ BAD = {
     "output is a file": ({"ckpt.output_dir": __file__}, "--ckpt.output_dir"),
     "output below a file": ({"ckpt.output_dir": f"{__file__}/out"}, "--ckpt.output_dir"),
     "max length": ({"data.max_len": 3}, "--data.max_len"),
+    "max length 1": ({"data.max_len": 1}, "--data.max_len"),
+    "max samples": ({"data.max_samples": 0}, "--data.max_samples"),
     "unknown flag": ({"pipa.varient": "m"}, "--pipa.varient"),
     "aux loss on a dense model": ({"model.aux_loss_coef": 0.1}, "--model.aux_loss_coef"),
 }
@@ -96,7 +107,9 @@ def test_what_this_machine_cannot_do(small_run, capsys, changes, named):
     assert named in error_line(capsys, small_run("out", **changes))
 
 
-@pytest.mark.parametrize("name", ["no model", "scheduler", "output is a file", "unknown flag"])
+@pytest.mark.parametrize(
+    "name", ["no model", "scheduler", "output is a file", "unknown flag", "a probability is zero", "max length 1"]
+)
 def test_flags_are_checked_before_torch_is_imported(small_run, name):
     """A real process: nothing but the line on standard error, and quickly."""
     changes, named = BAD[name]
@@ -181,6 +194,23 @@ def test_flags_without_meaning_are_noted_in_one_line(small_run, capsys):
     train("train_pipa", *small_run("out", **changes))
     noted = [line for line in capsys.readouterr().out.splitlines() if "no effect" in line]
     assert [line.split()[0] for line in noted] == ["--model.beta", "--model.ipo_enable", "--ref.offload"]
+
+
+def test_ref_is_prior_by_another_name(small_run, tiny_models, tmp_path, capsys):
+    prior = {"prior.model_name_or_path": None, "ref.model_name_or_path": tiny_models / "prior"}
+    train("train_pipa", *small_run("out", **{**prior, "ckpt.save_steps": None}))
+    record = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert record["prior.model_name_or_path"] == record["ref.model_name_or_path"] == str(tiny_models / "prior")
+    capsys.readouterr()
+    changes = {"pipa.variant": None, "prior.cache_dir": None, "ckpt.save_steps": None}
+    train("train_sft", *small_run("sft", **{**prior, **changes}))
+    assert "--ref.model_name_or_path has no effect in train_sft" in capsys.readouterr().out.splitlines()
+
+
+def test_dpo_without_pairs_is_refused_by_its_flag(small_run, capsys):
+    flags = small_run("out", **{"pipa.variant": None, "data.pairing": "unpaired"})
+    assert run_in_process("train_dpo", *flags) == 1
+    assert "error: --data.pairing unpaired: train_dpo compares pairs" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_refused_run(small_run, tmp_path, capsys):

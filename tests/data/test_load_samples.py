@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipa_openrlhf.cli.args import parse_args
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.errors import UserError
 
@@ -206,3 +207,33 @@ def test_what_a_template_cuts_off_an_answer_is_counted(load, write_rows, chat):
     data = write_rows([{"prompt": "Q", "chosen": "4", "rejected": "<think>b</think>4"}])
     loaded = load(data, chat, apply_chat_template=True, tokenizer_chat_template=cutting)
     assert decoded(loaded, chat) == ["<user>Q<assistant>4<eos>"]
+
+
+SINGLES = [{"prompt": "the\n", "completion": text, "label": label} for text, label in (("cat", True), ("mat", False))]
+# What becomes of data, by the value of --data.pairing and whether the objective compares pairs.
+OUTCOMES = {
+    ("unpaired", False): {"pairs": 2, "singles": 2},
+    ("unpaired", True): {"pairs": 2, "singles": "holds single answers"},
+    ("given", False): {"pairs": 2, "singles": "holds single answers"},
+    ("given", True): {"pairs": 2, "singles": "holds single answers"},
+    ("paired", False): {"pairs": 2, "singles": 2},
+    ("paired", True): {"pairs": 2, "singles": 2},
+}
+
+
+@pytest.mark.parametrize("is_typed", [False, True])
+@pytest.mark.parametrize("pairing, pairs_only", OUTCOMES)
+def test_pairing_is_the_same_typed_or_by_default(write_rows, tokenizers, pairing, pairs_only, is_typed):
+    for kind, rows in (("pairs", [PAIR]), ("singles", SINGLES)):
+        args = parse_args("train_pipa", ["--data.pairing", pairing] if is_typed else [])
+        args.data.pairing = pairing
+        path, expected = write_rows(rows), OUTCOMES[pairing, pairs_only][kind]
+        options = {"dataset": path, "pairs_only": pairs_only, "say": lambda line: None}
+        if isinstance(expected, str):
+            with pytest.raises(UserError, match=f"{expected}.*--data.pairing paired"):
+                load_samples(args, tokenizers["bytes"], **options)
+        else:
+            samples = load_samples(args, tokenizers["bytes"], **options).samples
+            assert len(samples) == expected
+            matched = pairing == "paired" or kind == "pairs"
+            assert (samples[0].pair_id is not None and samples[0].pair_id == samples[1].pair_id) is matched

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from tiny import make_model, make_tokenizer, read_jsonl, run_module, save_adapte
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipa_openrlhf
+from pipa_openrlhf.models.loading import load_causal_lm
 from pipa_openrlhf.trainer import run as run_file
+from pipa_openrlhf.trainer.export import drop_old_exports
 
 LORA = {"ds.lora.rank": 4}
 PROMPT, ANSWER = [84, 10, 84, 30], [91, 20, 257]
@@ -100,6 +104,7 @@ def test_policy_that_started_from_an_adapter(trained, tiny_models, tmp_path, mer
     save_adapter(tiny_models / "policy", tmp_path / "adapter", 1)
     changes = {**LORA, "model.model_name_or_path": tmp_path / "adapter", "ckpt.merge_lora": merge}
     folder, seen, _ = trained("out", changes)
+    assert (folder / "merged_base").exists() is not merge
     if merge:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
@@ -110,15 +115,53 @@ def test_policy_that_started_from_an_adapter(trained, tiny_models, tmp_path, mer
     assert rows[0]["logratio/chosen"] == pytest.approx(0, abs=1e-4)
 
 
-def test_tied_embeddings(trained, tmp_path):
+@pytest.fixture
+def tied(tmp_path):
     make_model(3, tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
     make_tokenizer().save_pretrained(tmp_path / "tied")
-    for stage in (0, 3):
-        folder, seen, _ = trained(
-            f"out{stage}", {"model.model_name_or_path": tmp_path / "tied", "ds.zero_stage": stage}
-        )
+    return tmp_path / "tied"
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_tied_embeddings(trained, tied, stage):
+    folder, seen, _ = trained("out", {"model.model_name_or_path": tied, "ds.zero_stage": stage})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
+    assert load_file(folder / "model.safetensors").keys() == load_file(tied / "model.safetensors").keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("merge", [False, True])
+def test_lora_on_tied_embeddings(trained, tied, merge):
+    """The adapter changes the embeddings alone; the merged model and the next stage must not change the head."""
+    changes = {"model.model_name_or_path": tied, "ds.lora.target_modules": ["embed_tokens", "q_proj"]}
+    folder, seen, _ = trained("out", {**LORA, **changes, "ckpt.merge_lora": merge, "ds.lora.alpha": 64})
+    model = load_causal_lm(str(folder), torch.float32, "sdpa")
+    torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
+    if merge:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "ckpt.merge_lora": True}], ids=["full", "lora", "merged"])
+def test_configs_are_written_as_they_were_read(trained, tiny_models, tmp_path, changes):
+    """One that transformers loads and refuses to write, dropout that is off while training, an old spelling."""
+    shutil.copytree(tiny_models / "policy", tmp_path / "base")
+    generation = '{"do_sample": false, "temperature": 0.6, "top_p": 0.9, "made_by": "hand"}\n'
+    (tmp_path / "base" / "generation_config.json").write_text(generation)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config.pop("rope_parameters"), config.pop("dtype")
+    config.update(attention_dropout=0.25, rope_theta=10000.0, torch_dtype="float32", made_by="hand")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    folder, seen, _ = trained("out", {**changes, "model.model_name_or_path": tmp_path / "base"})
+    if changes != LORA:
+        assert (folder / "generation_config.json").read_text() == generation
+        assert json.loads((folder / "config.json").read_text()) == config
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
+    (tmp_path / "base" / "generation_config.json").unlink()
+    folder, _, _ = trained("without", {**changes, "model.model_name_or_path": tmp_path / "base"})
+    assert not (folder / "generation_config.json").exists()
 
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
@@ -212,6 +255,33 @@ def test_intermediate_export_is_the_policy_after_that_step(small_run, tmp_path, 
     assert all(torch.equal(last[name], final[name]) for name in final)
     assert any(not torch.equal(third[name], final[name]) for name in final)
     assert len(read_jsonl(tmp_path / "six" / "metrics.jsonl")) == 6
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_intermediate_exports_are_rotated_and_share_one_base(small_run, tmp_path, tiny_models, merge):
+    save_adapter(tiny_models / "policy", tmp_path / "adapter", 1)
+    changes = {**LORA, "model.model_name_or_path": tmp_path / "adapter", "ckpt.merge_lora": merge}
+    train("train_pipa", *small_run("out", **{**changes, "ckpt.save_hf": True, "ckpt.max_num": 2}))
+    folder = tmp_path / "out" / "checkpoints"
+    kept = {"global_step5", "global_step6", "global_step5_hf", "global_step6_hf"}
+    assert {path.name for path in folder.iterdir()} == kept
+    bases = [path for path in (tmp_path / "out").rglob("*") if path.name.startswith("merged_base")]
+    assert bases == ([] if merge else [tmp_path / "out" / "merged_base"])
+    last = folder / "global_step6_hf"
+    if merge:
+        same = AutoModelForCausalLM.from_pretrained(last, dtype=torch.float32)
+        final = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    else:
+        same, final = (load_causal_lm(str(path), torch.float32, "sdpa") for path in (last, tmp_path / "out"))
+    torch.testing.assert_close(log_probs(same), log_probs(final), rtol=0, atol=0)
+
+
+def test_rotation_spares_what_the_run_started_from(tmp_path):
+    for step in range(1, 6):
+        (tmp_path / f"global_step{step}_hf").mkdir()
+    flat = {"model.model_name_or_path": str(tmp_path / "global_step2_hf")}
+    drop_old_exports(str(tmp_path), SimpleNamespace(flat=flat, ckpt=SimpleNamespace(max_num=1)))
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step2_hf", "global_step5_hf"}
 
 
 def test_unsafe_calls_occur_nowhere_in_the_package():
