@@ -88,6 +88,8 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     before = _probe(model.get_base_model())
     _untie_adapted_embeddings(model.get_base_model())
     merged = model.merge_and_unload()
+    if before is None:
+        return merged
     after = _probe(merged)
     noise = _MERGE_NOISE.get(merged.dtype, _MERGE_NOISE_16_BIT)
     if not (after - before).norm() <= noise * (before - before.mean(-1, keepdim=True)).norm():
@@ -110,15 +112,23 @@ def _untie_adapted_embeddings(lm: PreTrainedModel) -> None:
             config.tie_word_embeddings = False
 
 
-def _probe(lm: PreTrainedModel) -> torch.Tensor:
-    """[_PROBE_TOKENS, V] float32 log-probs after tokens spread over the vocabulary."""
+def _probe(lm: PreTrainedModel) -> torch.Tensor | None:
+    """[_PROBE_TOKENS, V] float32 log-probs after tokens spread over the vocabulary.
+
+    None for a model that cannot run where its weights are, such as one whose kernels need the accelerator.
+    """
     rows = lm.get_input_embeddings().weight.shape[0]
     tokens = torch.linspace(0, rows - 1, _PROBE_TOKENS, device=lm.device).long()[None]
     used, training = lm.config._attn_implementation, lm.training
-    if used not in ("eager", "sdpa"):
-        lm.set_attn_implementation("eager")  # other kernels need the accelerator, where the weights are not yet
-    logits = lm.eval()(input_ids=tokens, use_cache=False).logits[0]
-    if used not in ("eager", "sdpa"):
-        lm.set_attn_implementation(used)
-    lm.train(training)
+    has_kernels = used not in ("eager", "sdpa")
+    try:
+        if has_kernels:
+            lm.set_attn_implementation("eager")
+        logits = lm.eval()(input_ids=tokens, use_cache=False).logits[0]
+    except (RuntimeError, ImportError, NotImplementedError, ValueError):
+        return None
+    finally:
+        if has_kernels:
+            lm.set_attn_implementation(used)
+        lm.train(training)
     return torch.log_softmax(logits.float(), -1)

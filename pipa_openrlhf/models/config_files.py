@@ -16,7 +16,7 @@ from pipa_openrlhf.models.adapters import root_model
 from pipa_openrlhf.models.loading import only_from_disk
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-# What an adapter or the run's data type may have changed.
+# What merging an adapter may have changed.
 _MAY_CHANGE = ("vocab_size", "tie_word_embeddings")
 
 
@@ -29,7 +29,7 @@ def save_model(
         read_from: the hub name, model folder or adapter folder that it was loaded from.
         state: its weights, where they are not in ``model`` itself.
     """
-    generation = model.generation_config
+    generation = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:
         model.save_pretrained(folder, state_dict=state)
@@ -70,11 +70,13 @@ def _restore_config(model: PreTrainedModel, path: str, original: str) -> None:
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = written["dtype"]
     if "quantization_config" not in written:
         config.pop("quantization_config", None)
-    text = next((one for one in (config.get("text_config"), config) if isinstance(one, dict)), config)
-    for name in _MAY_CHANGE:
-        value = getattr(model.config.get_text_config(), name, None)
-        for section in (config, text):
-            if name in section or (section is config and name == "tie_word_embeddings" and value is False):
-                section[name] = value
+    read = type(model.config).from_dict(config)
+    sections = [(config, model.config, read)]
+    if isinstance(config.get("text_config"), dict):
+        sections.append((config["text_config"], model.config.get_text_config(), read.get_text_config()))
+    for section, now, then in sections:
+        for name in _MAY_CHANGE:
+            if getattr(now, name, None) != getattr(then, name, None):
+                section[name] = getattr(now, name)
     with open(path, "w", encoding="utf-8") as file:
         json.dump(config, file, indent=2)

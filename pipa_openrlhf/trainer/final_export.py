@@ -78,6 +78,7 @@ def export_finished(trainer: PreferenceTrainer) -> None:
         UserError: the export failed; says how to go on.
     """
     args = trainer.args
+    trainer.update_check.report()
     checkpoint = os.path.join(trainer.checkpoint_folder, f"global_step{trainer.position.step}")
     is_safe = _writes_checkpoint(args)
     if is_safe and not os.path.isdir(checkpoint):

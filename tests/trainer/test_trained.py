@@ -96,3 +96,11 @@ def test_warm_up_from_zero_is_no_fault(small_run):
     changes = {"lr_warmup_ratio": 0.5, "lr_scheduler": "constant_with_warmup", "ckpt.save_steps": None}
     rows = train("train_pipa", *small_run("out", **changes))
     assert rows[0]["lr"] == 0 and rows[1]["lr"] > 0
+
+
+def test_a_run_of_warm_up_alone_says_that_it_trained_nothing(small_run, capsys):
+    one_step = {"train.batch_size": 10, "train.max_epochs": 1, **SHORT}
+    train("train_pipa", *small_run("still", **one_step))
+    assert "Nothing was trained" in capsys.readouterr().out
+    train("train_pipa", *small_run("moved", **one_step, **{"lr_warmup_ratio": 0}))
+    assert "Nothing was trained" not in capsys.readouterr().out
