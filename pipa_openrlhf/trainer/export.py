@@ -113,12 +113,8 @@ def _save_merged(
 
 def drop_old_exports(folder: str, args: SimpleNamespace) -> None:
     """Delete the oldest ``global_stepN_hf`` in ``folder`` beyond ``--ckpt.max_num``, but no input of the run."""
-    inputs = (
-        args.model.model_name_or_path,
-        args.flat.get("prior.model_name_or_path"),
-        args.flat.get("value.init_from"),
-    )
-    kept = {os.path.realpath(path) for path in inputs if path}
+    inputs = ("model.model_name_or_path", "prior.model_name_or_path", "value.init_from")
+    kept = {os.path.realpath(args.flat[name]) for name in inputs if args.flat.get(name)}
     found = sorted((int(match[1]), match[0]) for match in map(_INTERMEDIATE.fullmatch, os.listdir(folder)) if match)
     paths = [path for _, name in found if os.path.realpath(path := os.path.join(folder, name)) not in kept]
     for path in paths[: max(0, len(paths) - args.ckpt.max_num)]:

@@ -1,6 +1,5 @@
 """What would fail at the end of a run fails at its start; what fails at its end loses nothing."""
 
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,10 @@ from pipa_openrlhf.trainer import export, final_export, preference_trainer
 
 GIGABYTE = 10**9
 NEVER = {"ckpt.save_steps": None}
+
+
+def no_space(*args):
+    raise OSError(28, "No space left on device")
 
 
 def one_error(capsys) -> str:
@@ -58,11 +61,8 @@ def test_a_failed_export_goes_on_from_its_checkpoint(small_run, tmp_path, capsys
     train("train_pipa", *small_run("whole", **NEVER, **changes))
     assert not (tmp_path / "whole" / "checkpoints").exists()
 
-    def fail(*args):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(export, "save_value_head", fail)
+        patch.setattr(export, "save_value_head", no_space)
         assert run_in_process("train_pipa", *small_run("out", **NEVER, **changes)) == 1
     error = one_error(capsys)
     assert "No space left on device" in error and "global_step6" in error and "--ckpt.load_enable" in error
@@ -89,7 +89,7 @@ def test_checkpoints_that_were_asked_for_stay(small_run, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"ckpt.disable_ds": True}, {"optim": "muon"}], ids=["disabled", "muon"])
 def test_without_checkpoints_the_line_says_so(small_run, tmp_path, capsys, monkeypatch, changes):
-    monkeypatch.setattr(export, "save_value_head", shutil.rmtree)
+    monkeypatch.setattr(export, "save_value_head", no_space)
     assert run_in_process("train_pipa", *small_run("out", **NEVER, **changes, **{"ds.zero_stage": 2})) == 1
     assert "nothing is kept" in one_error(capsys)
     assert not (tmp_path / "out" / "checkpoints").exists()
