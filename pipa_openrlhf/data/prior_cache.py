@@ -46,7 +46,7 @@ class PriorCache:
 
     Args:
         cache_dir: root folder shared by all priors.
-        prior_id: identity of the prior's weights, see ``models/identity.py``.
+        prior_id: identity of the prior, see ``models/identity.py``.
         dtype: name of the data type that the prior computes in.
     """
 
@@ -63,7 +63,7 @@ class PriorCache:
         """Open the shards that appeared since the last look.
 
         Raises:
-            UserError: a finished shard is damaged.
+            UserError: a finished shard is damaged, or holds values that are not finite.
         """
         new = sorted(set(glob.glob(os.path.join(self.folder, "*.safetensors"))) - set(self._paths))
         if not new:
@@ -97,7 +97,19 @@ class PriorCache:
         return shard.log_probs[shard.starts[row] : shard.starts[row + 1]]
 
     def add(self, samples: list[Sample], log_probs: list[np.ndarray]) -> None:
-        """Write one shard with an entry a sample and open it."""
+        """Write one shard with an entry a sample and open it.
+
+        Raises:
+            UserError: a log-prob is NaN or infinite; nothing is written.
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        for sample, values in zip(samples, log_probs):
+            if not np.isfinite(values).all():
+                token = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise UserError(
+                    f"{sample.where}: the prior gives response token {token + 1} the log-prob {values[token]}: "
+                    "try --ds.param_dtype fp32, or another prior"
+                )
         os.makedirs(self.folder, exist_ok=True)
         tensors = {
             "keys": torch.from_numpy(_keys(samples).view(np.uint8)),
@@ -139,6 +151,8 @@ def _open_shard(path: str) -> _Shard:
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged: delete it, and its log-probs are computed again")
+    if not tensors["log_probs"].isfinite().all():
+        raise UserError(f"{path} holds log-probs that are NaN or infinite: delete it, and they are computed again")
     return _Shard(tensors["keys"].numpy().view(_KEY_TYPE), tensors["starts"].numpy(), tensors["log_probs"].numpy())
 
 

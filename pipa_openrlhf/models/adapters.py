@@ -22,20 +22,30 @@ def is_adapter(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "adapter_config.json"))
 
 
-def adapter_base(path: str) -> str:
-    """Name or folder of the model that the adapter in ``path`` belongs to; a relative folder may be beside it."""
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    beside = os.path.join(path, base or "")
+def adapter_base(path: str) -> tuple[str, str | None]:
+    """Name or folder of the model that the adapter in ``path`` belongs to, and its revision on the hub.
+
+    A relative folder may be beside the adapter. A folder has no revision.
+
+    Raises:
+        UserError: the adapter names no model.
+    """
+    config = PeftConfig.from_pretrained(path)
+    base = config.base_model_name_or_path
     if not base:
         raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")
-    return beside if not os.path.isdir(base) and os.path.isdir(beside) else base
+    beside = os.path.join(path, base)
+    if not os.path.isdir(base) and os.path.isdir(beside):
+        base = beside
+    return base, None if os.path.isdir(base) else config.revision
 
 
-def root_model(path: str) -> str:
-    """The model below all adapters: ``path`` itself where it holds none."""
+def root_model(path: str) -> tuple[str, str | None]:
+    """The model below all adapters and its revision: ``path`` itself where it holds none."""
+    revision = None
     while is_adapter(path):
-        path = adapter_base(path)
-    return path
+        path, revision = adapter_base(path)
+    return path, revision
 
 
 def adapter_vocabulary(path: str, base: PreTrainedModel) -> int | None:

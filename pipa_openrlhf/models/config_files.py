@@ -35,24 +35,25 @@ def save_model(
         model.save_pretrained(folder, state_dict=state)
     finally:
         model.generation_config = generation
-    root = root_model(read_from)
     written = os.path.join(folder, _GENERATION)
-    original = _original(root, _GENERATION)
+    original = _original(read_from, _GENERATION)
     if original is not None:
         shutil.copyfile(original, written)
     elif os.path.isfile(written):
         os.remove(written)  # without one, generation reads the model's config
-    original = _original(root, _CONFIG)
+    original = _original(read_from, _CONFIG)
     if original is not None and not model.is_remote_code():
         _restore_config(model, os.path.join(folder, _CONFIG), original)
 
 
 def _original(path: str, name: str) -> str | None:
-    """The file ``name`` of a model; None where it has none."""
+    """The file ``name`` of the model below all adapters in ``path``; None where it has none."""
+    root, revision = root_model(path)
     return cached_file(
-        path,
+        root,
         name,
-        local_files_only=only_from_disk(path),
+        revision=revision,
+        local_files_only=only_from_disk(root),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,

@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.upstream import flash_attn_installed, patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.models.adapters import adapter_base, is_adapter, merge_adapter
+from pipa_openrlhf.models.adapters import adapter_base, is_adapter, merge_adapter, root_model
 
 _HUB_TIMEOUT = 5  # seconds; the hub answers well within
 
@@ -57,7 +57,11 @@ def resolve_attention(name: str, say=print) -> str:
 
 
 def load_tokenizer(
-    path: str, use_fast: bool = True, trust_remote_code: bool = False, padding_side: str = "right"
+    path: str,
+    use_fast: bool = True,
+    trust_remote_code: bool = False,
+    padding_side: str = "right",
+    revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Tokenizer of a model or adapter folder; padding falls back to the end-of-sequence token.
 
@@ -67,13 +71,15 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path,
+            revision=revision,
             use_fast=use_fast,
             trust_remote_code=trust_remote_code,
             local_files_only=only_from_disk(path),
         )
     except (OSError, ValueError, KeyError) as error:
         if is_adapter(path):
-            return load_tokenizer(adapter_base(path), use_fast, trust_remote_code, padding_side)
+            base, base_revision = adapter_base(path)
+            return load_tokenizer(base, use_fast, trust_remote_code, padding_side, base_revision)
         raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path} has no eos token: set eos_token in its tokenizer_config.json")
@@ -92,20 +98,28 @@ def load_causal_lm(
     load_in_4bit: bool = False,
     use_liger_kernel: bool = False,
     ds_config: dict | None = None,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model with all adapters merged.
 
     Args:
         path: hub name, folder, or adapter folder (merged into its base, itself possibly an adapter folder).
         ds_config: a DeepSpeed config; with ZeRO-3 the weights are partitioned while they load.
+        revision: of a model of the hub; None: its newest.
 
     Raises:
         UserError: there is no model at ``path``, or its adapter does not fit.
     """
     if is_adapter(path):
         # Merging needs whole weights, so the base is loaded unpartitioned even under ZeRO-3.
+        base_path, base_revision = adapter_base(path)
         base = load_causal_lm(
-            adapter_base(path), dtype, attn_implementation, trust_remote_code, experts_implementation
+            base_path,
+            dtype,
+            attn_implementation,
+            trust_remote_code,
+            experts_implementation,
+            revision=base_revision,
         )
         try:
             return merge_adapter(base, path)
@@ -133,6 +147,7 @@ def load_causal_lm(
     try:
         model = model_class.from_pretrained(
             path,
+            revision=revision,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
@@ -147,9 +162,10 @@ def load_causal_lm(
 
 
 def empty_causal_lm(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model at ``path``, which holds no adapter, without its weights."""
+    """The model at ``path``, below all adapters, without its weights."""
+    root, revision = root_model(path)
     config = AutoConfig.from_pretrained(
-        path, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(path)
+        root, revision=revision, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(root)
     )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

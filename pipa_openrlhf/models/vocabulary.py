@@ -16,14 +16,14 @@ def check_vocabulary(path: str, flag: str, token_ids: np.ndarray, trust_remote_c
     Raises:
         UserError: names the flag and both sizes.
     """
-    root = root_model(path)
+    root, revision = root_model(path)
     try:
         config = AutoConfig.from_pretrained(
-            root, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(root)
+            root, revision=revision, trust_remote_code=trust_remote_code, local_files_only=only_from_disk(root)
         )
         own = None
         if is_adapter(path):  # one that was trained with more tokens brings their embeddings
-            own = adapter_vocabulary(path, empty_causal_lm(root, torch.float32, trust_remote_code))
+            own = adapter_vocabulary(path, empty_causal_lm(path, torch.float32, trust_remote_code))
     except (OSError, ValueError, KeyError, SafetensorError):
         return  # loading the model says better what is wrong
     size = own or config.get_text_config().vocab_size

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipa_openrlhf.distributed.devices import dtype_of
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.models.adapters import is_adapter, root_model
+from pipa_openrlhf.models.adapters import is_adapter
 from pipa_openrlhf.models.config_files import save_model
 from pipa_openrlhf.models.loading import empty_causal_lm
 from pipa_openrlhf.models.policy import add_lora
@@ -45,7 +45,7 @@ def check_export(
 def _try_export(args: SimpleNamespace, tokenizer: PreTrainedTokenizerBase, checkpoint_folder: str) -> None:
     output_dir, start = args.ckpt.output_dir, args.model.model_name_or_path
     try:
-        empty = empty_causal_lm(root_model(start), dtype_of(args.ds.param_dtype), args.model.trust_remote_code)
+        empty = empty_causal_lm(start, dtype_of(args.ds.param_dtype), args.model.trust_remote_code)
     except Exception:  # loading the model says better what is wrong
         return
     base_bytes = sum(one.numel() * one.element_size() for one in empty.parameters())

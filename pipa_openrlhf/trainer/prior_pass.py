@@ -17,7 +17,7 @@ from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.build import load_lm
-from pipa_openrlhf.models.identity import weights_id
+from pipa_openrlhf.models.identity import prior_id
 from pipa_openrlhf.models.policy import Policy, PolicyActor
 
 # A shard is written at least this often, so that an interrupted pass goes on where it stopped.
@@ -26,7 +26,7 @@ SECONDS_PER_SHARD = 60
 
 def open_cache(args: SimpleNamespace, strategy: Strategy) -> PriorCache:
     """The cache of this run's prior."""
-    identity = [weights_id(prior_path(args), args.prior.cache_dir) if strategy.is_rank_0() else None]
+    identity = [prior_id(prior_path(args), args.prior.cache_dir) if strategy.is_rank_0() else None]
     torch.distributed.broadcast_object_list(identity)
     precision = args.ds.param_dtype + ("-4bit" if args.ds.load_in_4bit else "")
     return PriorCache(args.prior.cache_dir, identity[0], precision)

@@ -1,10 +1,12 @@
 """Cached log-probs of the prior: found again when they are the same, never when they are not."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from samples import random_samples
 from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
 
@@ -123,6 +125,30 @@ def test_values_stay_on_disk(tmp_path):
         assert any(path in line for line in maps)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_not_stored(tmp_path, value):
+    cache = PriorCache(str(tmp_path), "a" * 64, "fp32")
+    values = values_of(SAMPLES)
+    values[1][2] = value
+    with pytest.raises(UserError, match="^sample 1: .* response token 3 "):
+        cache.add(SAMPLES, values)
+    assert shards(tmp_path) == [] and cache.missing(SAMPLES).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_shard_with_values_that_are_not_finite_is_an_error_that_names_it(tmp_path, monkeypatch, value):
+    """As earlier versions stored them, with a checksum that holds."""
+    values = values_of(SAMPLES)
+    values[2][0] = value
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.isfinite", lambda some: np.ones_like(some, dtype=bool))
+        with pytest.raises(UserError):
+            PriorCache(str(tmp_path), "a" * 64, "fp32").add(SAMPLES, values)
+    (path,) = shards(tmp_path)
+    with pytest.raises(UserError, match=path):
+        PriorCache(str(tmp_path), "a" * 64, "fp32")
+
+
 # Through the command line.
 
 
@@ -215,6 +241,17 @@ def test_damaged_shard_stops_a_run_in_one_line(small_run, tmp_path, capsys):
     os.remove(path)
     assert run_in_process("train_pipa", *small_run("b")) == 0
     assert hits_and_misses(capsys.readouterr().out) == [(0, 10)]
+
+
+def test_prior_that_computes_nan_stops_a_run_in_one_line(small_run, tiny_models, tmp_path, capsys):
+    shutil.copytree(tiny_models / "prior", tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    assert run_in_process("train_pipa", *small_run("a", **{"prior.model_name_or_path": tmp_path / "broken"})) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "data.jsonl line " in errors[0] and "nan" in errors[0]
+    assert shards(tmp_path / "cache") == []
 
 
 def test_prior_trained_on_negatives_by_lora(small_run, tmp_path, capsys):
