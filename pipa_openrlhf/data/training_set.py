@@ -39,13 +39,16 @@ class TrainingSet:
         return unit_sizes(self.samples, layout, self.unit_size)
 
     def fingerprint(self) -> str:
-        """Hex digest of token ids, labels and order."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(np.int64([sample.prompt_len, len(sample.input_ids)]).tobytes())
+        """Hex digest of token ids, labels, order, and what else a loss may take from the samples."""
+        digest = hashlib.sha256(np.int64([self.unit_size, len(self.samples)]).tobytes())
+        for sample in (*self.samples, *self.mismatched):
+            if sample is None:
+                digest.update(b"none")
+                continue
+            digest.update(np.int64([sample.prompt_len, len(sample.input_ids), sample.answer_label]).tobytes())
             for array in (sample.input_ids, sample.labels, sample.mask, sample.step_ids):
                 digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()
 
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""

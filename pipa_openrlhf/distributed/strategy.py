@@ -3,8 +3,10 @@
 import gc
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed
 import torch
@@ -17,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pipa_openrlhf.distributed.devices import device, on_cpu
 from pipa_openrlhf.distributed.upstream import Actor, DeepspeedStrategy
+from pipa_openrlhf.errors import UserError
 
 # Gradients that are reduced together; DeepSpeed's default.
 LARGEST_BUCKET = 500_000_000
@@ -159,6 +162,23 @@ class Strategy(DeepspeedStrategy):
         """Sum or maximum of a tensor over all ranks, in place."""
         dist.all_reduce(data, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
         return data
+
+    def from_rank_0(self, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns on rank 0, or the error of the user's that it raises there, on every rank.
+
+        Raises:
+            UserError: the one that rank 0 met.
+        """
+        outcome: list[Any] = [None, None]
+        if self.is_rank_0():
+            try:
+                outcome[0] = function()
+            except UserError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""

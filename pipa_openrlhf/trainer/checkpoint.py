@@ -31,6 +31,8 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.identity import file_sha256
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# What DeepSpeed's dynamic loss scale of float16 depends on; ZeRO-0 keeps it elsewhere and without hysteresis.
+_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _NAME = re.compile(r"global_step(\d+)")
 
 
@@ -103,6 +105,23 @@ class EngineState:
             elif "step" in state:
                 state["step"] = count
 
+    @property
+    def loss_scale(self) -> dict[str, float]:
+        """State of float16's loss scale; of no effect with other data types."""
+        scaler = self._loss_scaler()
+        return {name: getattr(scaler, name) for name in _LOSS_SCALE if getattr(scaler, name, None) is not None}
+
+    @loss_scale.setter
+    def loss_scale(self, state: dict[str, float]) -> None:
+        scaler = self._loss_scaler()
+        for name, value in state.items():
+            if hasattr(scaler, name):
+                setattr(scaler, name, value)
+
+    def _loss_scaler(self):
+        optimizer = self.engine.optimizer
+        return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+
 
 def _partition(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
     """This rank's part of a tensor that ZeRO-3 cuts like ``parameter``: equal parts, the last one padded."""
@@ -119,7 +138,7 @@ def save_checkpoint(
 
     Args:
         position: JSON-ready counters of the trainer; returned by :func:`load_checkpoint`.
-        identity: JSON-ready; what a run that resumes must have in common, by the name of a flag.
+        identity: JSON-ready; what a run that resumes must have in common, see ``trainer/identity.py``.
     """
     state = EngineState(engine)
     tensors = {}
@@ -141,6 +160,7 @@ def save_checkpoint(
             "step": step,
             "world_size": strategy.world_size,
             "updates": state.updates,
+            "loss_scale": state.loss_scale,
             "scheduler": _json_ready(engine.lr_scheduler.state_dict()),
             "position": position,
             "identity": identity,
@@ -154,35 +174,34 @@ def save_checkpoint(
     strategy.barrier()
 
 
-def load_checkpoint(checkpoint: str, engine, strategy: Strategy, identity: dict, say) -> dict:
-    """Restore a checkpoint found by :func:`newest_checkpoint`.
+def read_state(checkpoint: str) -> dict:
+    """``state.json`` of a whole checkpoint."""
+    with open(os.path.join(checkpoint, "state.json")) as file:
+        return json.load(file)
+
+
+def load_checkpoint(checkpoint: str, engine, strategy: Strategy, say) -> dict:
+    """Restore a checkpoint found by :func:`newest_checkpoint`, of a run with the same identity.
 
     The engine must have made one update, so that its optimizer state exists; all that the update changed is
-    overwritten.
+    overwritten. The learning rate goes on where this run's own schedule has it, which has more steps than that of the
+    checkpoint where ``--train.max_epochs`` was raised.
 
     Returns:
         The ``position`` that was saved.
 
     Raises:
-        UserError: the checkpoint belongs to another run.
+        UserError: the checkpoint has other parameters.
     """
-    with open(os.path.join(checkpoint, "state.json")) as file:
-        record = json.load(file)
-    for name, value in identity.items():
-        if record["identity"].get(name) != value:
-            raise UserError(
-                f"{checkpoint} belongs to a run with another {name} ({record['identity'].get(name)}, here {value}): "
-                "resume it with the same one, or give another --ckpt.output_dir"
-            )
+    record = read_state(checkpoint)
     state = EngineState(engine)
     with safe_open(os.path.join(checkpoint, "trainable.safetensors"), framework="pt") as tensors:
         _check_same_parameters(checkpoint, tensors, state.parameters())
         for name, parameter in state.parameters():
             state.write(parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)})
     state.updates = record["updates"]
-    engine.lr_scheduler.load_state_dict({**engine.lr_scheduler.state_dict(), **record["scheduler"]})
-    for group, lr in zip(engine.optimizer.param_groups, record["scheduler"]["_last_lr"]):
-        group["lr"] = lr
+    state.loss_scale = record["loss_scale"]
+    _restore_schedule(engine, record["scheduler"])
     if record["world_size"] == strategy.world_size:
         rng = load_file(os.path.join(checkpoint, "rng.safetensors"))
         prefix = f"{strategy.get_rank()}."
@@ -193,6 +212,16 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy, identity: dict,
             "same batches, new dropout masks"
         )
     return record["position"]
+
+
+def _restore_schedule(engine, saved: dict) -> None:
+    scheduler = engine.lr_scheduler
+    scheduler.load_state_dict({**scheduler.state_dict(), **saved})
+    # Every scheduler of transformers that the flags allow is a LambdaLR: a function of the steps done.
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+    scheduler._last_lr = rates
+    for group, lr in zip(engine.optimizer.param_groups, rates):
+        group["lr"] = lr
 
 
 def _check_same_parameters(checkpoint: str, tensors, parameters: list[tuple[str, torch.nn.Parameter]]) -> None:

@@ -1,27 +1,113 @@
-"""The output folder: whose it is, and what an earlier run left there."""
+"""The folders that a run writes to: whose they are, and which of their files a run wrote.
+
+A run claims its folders by a manifest, ``run_manifest.json``, before it writes anything else there, and it begins only
+where no file of anybody else's has a name that it will write. Until it has finished, all files of such names are its
+own; then the manifest lists them. Nothing else is ever deleted or written over.
+"""
 
 import glob
 import json
 import os
-import shutil
+import tempfile
+from dataclasses import dataclass
 from types import SimpleNamespace
 
-from pipa_openrlhf.errors import UserError
+from transformers import PreTrainedTokenizerBase
 
-# Files that only a run leaves in its output folder.
-_TRACES = ("args.json", "metrics.jsonl", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
-# Everything that a run writes there; --ckpt.overwrite touches nothing else.
-_WRITTEN = (
-    *_TRACES,
-    "adapter_model*",
-    "model*.safetensors",
-    "config.json",
-    "generation_config.json",
-    "value_head*",
-    "README.md",
-    "merged_base*",
-    ".export_trial_*",
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.models.adapters import adapter_base, is_adapter
+
+MANIFEST = "run_manifest.json"
+# Glob patterns of what runs write; the tokenizer's files and a model's code come on top.
+_EXPORTED = (
+    *("adapter_config.json", "adapter_model*.safetensors", "model*.safetensors", "model.safetensors.index.json"),
+    *(
+        "config.json",
+        "generation_config.json",
+        "value_head.safetensors",
+        "value_head_config.json",
+        "merged_base*/*",
+        ".export_trial_*/*",
+    ),
+    *("args.json", "metrics.jsonl", "metrics.jsonl.new", "README.md"),
 )
+_CHECKPOINTS = ("global_step[0-9]*/*", "global_step[0-9]*/*/*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One folder that a run writes to.
+
+    Attributes:
+        path: need not exist yet.
+        names: patterns of the paths below it that runs write.
+    """
+
+    path: str
+    names: tuple[str, ...]
+
+    def written_by_runs(self) -> list[str]:
+        """Files that runs of ours wrote, below ``path``."""
+        try:
+            with open(os.path.join(self.path, MANIFEST)) as file:
+                manifest = json.load(file)
+            listed = manifest["files"] + (self._matching() if manifest["is_open"] else [])
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (ValueError, KeyError, TypeError) as error:
+            path = os.path.join(self.path, MANIFEST)
+            raise UserError(f"{path} is damaged: give another folder, or delete it with what the run wrote") from error
+        return sorted({name for name in listed if os.path.isfile(os.path.join(self.path, name))})
+
+    def in_the_way(self) -> str | None:
+        """A file that the run will write, but no run of ours did."""
+        ours = set(self.written_by_runs())
+        return next((os.path.join(self.path, name) for name in self._matching() if name not in ours), None)
+
+    def claim(self) -> None:
+        """A run writes here from now on."""
+        os.makedirs(self.path, exist_ok=True)
+        self._write(self.written_by_runs(), is_open=True)
+
+    def close(self) -> None:
+        """The run has finished: what is there now is what it wrote."""
+        self._write(self.written_by_runs(), is_open=False)
+
+    def delete(self) -> None:
+        """Delete what runs of ours wrote, and the folders which that leaves empty."""
+        for name in self.written_by_runs():
+            os.remove(os.path.join(self.path, name))
+            parent = os.path.dirname(name)
+            while parent and not os.listdir(os.path.join(self.path, parent)):
+                os.rmdir(os.path.join(self.path, parent))
+                parent = os.path.dirname(parent)
+
+    def _matching(self) -> list[str]:
+        found = (path for pattern in self.names for path in glob.glob(pattern, root_dir=self.path))
+        return sorted({path for path in found if os.path.isfile(os.path.join(self.path, path))})
+
+    def _write(self, files: list[str], is_open: bool) -> None:
+        path = os.path.join(self.path, MANIFEST)
+        with open(path + ".new", "w") as file:
+            json.dump({"is_open": is_open, "files": files}, file, indent=2)
+        os.replace(path + ".new", path)
+
+
+def run_folders(
+    args: SimpleNamespace, checkpoint_folder: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[RunFolder]:
+    """The output folder, and that of checkpoints where it is not inside."""
+    exported = (*_EXPORTED, *_code_names(args.model.model_name_or_path))
+    if tokenizer is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            exported += tuple(map(glob.escape, os.listdir(folder)))
+    output_dir, checkpoints = (os.path.abspath(path) for path in (args.ckpt.output_dir, checkpoint_folder))
+    below = os.path.relpath(checkpoints, output_dir)
+    if below.split(os.sep)[0] == os.pardir:
+        return [RunFolder(args.ckpt.output_dir, exported), RunFolder(checkpoint_folder, _CHECKPOINTS)]
+    inside = tuple(os.path.normpath(os.path.join(glob.escape(below), pattern)) for pattern in _CHECKPOINTS)
+    return [RunFolder(args.ckpt.output_dir, exported + inside)]
 
 
 def check_output_dir(args: SimpleNamespace, checkpoint_folder: str) -> None:
@@ -38,34 +124,61 @@ def check_output_dir(args: SimpleNamespace, checkpoint_folder: str) -> None:
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--ckpt.output_dir {output_dir} cannot be written to: {existing} is not a writable folder")
-    for name in ("model.model_name_or_path", "prior.model_name_or_path", "ref.model_name_or_path", "value.init_from"):
-        path = args.flat.get(name)
-        if path and os.path.realpath(path) == os.path.realpath(output_dir):
-            raise UserError(f"--ckpt.output_dir {output_dir} is also --{name}: give another folder")
-    if args.ckpt.overwrite or args.ckpt.load_enable:
+    inputs = _inputs(args)
+    for flag, path in inputs:
+        if path == os.path.realpath(output_dir):
+            raise UserError(f"--ckpt.output_dir {output_dir} is also --{flag}: give another folder")
+    if args.ckpt.load_enable:
         return
-    if any(os.path.exists(os.path.join(output_dir, name)) for name in _TRACES) or (
-        os.path.isdir(checkpoint_folder) and os.listdir(checkpoint_folder)
-    ):
+    folders = run_folders(args, checkpoint_folder)
+    written = [os.path.join(folder.path, name) for folder in folders for name in folder.written_by_runs()]
+    if written and not args.ckpt.overwrite:
         raise UserError(
             f"--ckpt.output_dir {output_dir} holds another run: resume it with --ckpt.load_enable, delete it with "
             "--ckpt.overwrite, or give another folder"
         )
+    for path in written:
+        for flag, source in inputs:
+            if os.path.commonpath([os.path.realpath(path), source]) == source:
+                raise UserError(f"--ckpt.overwrite would delete {path}, which --{flag} needs: give another folder")
 
 
-def finished_steps(output_dir: str) -> int | None:
-    """Optimizer steps of the finished run in ``output_dir``; None where there is none."""
-    try:
-        with open(os.path.join(output_dir, "args.json")) as file:
-            record = json.load(file)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return record.get("resolved.total_steps") if record.get("resolved.finished") else None
+def claim_folders(folders: list[RunFolder], overwrite: bool) -> None:
+    """Make the folders this run's, on rank 0 before anything is written; ``overwrite`` deletes earlier runs there.
+
+    Raises:
+        UserError: the run would write over a file of somebody else's; nothing was deleted.
+    """
+    for folder in folders:
+        path = folder.in_the_way()
+        if path is not None:
+            raise UserError(
+                f"{path} is not from a run that {MANIFEST} knows, and this run would write over it: move it away, or "
+                "give another folder"
+            )
+    for folder in folders:
+        if overwrite:
+            folder.delete()
+        folder.claim()
 
 
-def delete_run(output_dir: str, checkpoint_folder: str) -> None:
-    """Delete what a run wrote to its output and checkpoint folders, and nothing else."""
-    paths = {path for name in _WRITTEN for path in glob.glob(os.path.join(glob.escape(output_dir), name))}
-    paths.update(glob.glob(os.path.join(glob.escape(checkpoint_folder), "global_step*")))
-    for path in paths:
-        shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+def _code_names(model: str) -> tuple[str, ...]:
+    """Names of a model's own code, which is exported with it."""
+    return tuple(map(glob.escape, glob.glob("*.py", root_dir=model)) if os.path.isdir(model) else ())
+
+
+def _inputs(args: SimpleNamespace) -> list[tuple[str, str]]:
+    """Flags that name files or folders of the run, and their real paths, bases of adapters included."""
+    found = []
+    for flag in ("model.model_name_or_path", "prior.model_name_or_path", "ref.model_name_or_path"):
+        path = args.flat.get(flag)
+        while path:
+            found.append((flag, path))
+            path = adapter_base(path)[0] if is_adapter(path) else None
+    found += [
+        (flag, args.flat.get(flag) or "")
+        for flag in ("value.init_from", "pipa.objective_module", "data.tokenizer_chat_template")
+    ]
+    for flag in ("data.dataset", "eval.dataset"):
+        found += [(flag, name.split("@")[0].strip()) for name in (args.flat.get(flag) or "").split(",")]
+    return [(flag, os.path.realpath(path)) for flag, path in found if path and os.path.exists(path)]

@@ -48,6 +48,7 @@ class PreferenceTrainer:
         cache: log-probs of the prior for every sample; None where the objective has no prior.
         export: writes the model to a folder; a collective call.
         starts_as_prior: at step 0 the policy is its own prior.
+        identity: what checkpoints keep of :class:`RunIdentity`.
     """
 
     args: SimpleNamespace
@@ -61,6 +62,7 @@ class PreferenceTrainer:
     checkpoint_folder: str
     export: Callable[[str], None]
     starts_as_prior: bool
+    identity: dict
     position: Position = field(default_factory=Position)
 
     def __post_init__(self):
@@ -85,15 +87,6 @@ class PreferenceTrainer:
                 "Gradients of micro-batches add up in bf16: --ds.zero_stage 1 or higher adds them up in float32"
             )
         self.update_check = UpdateCheck(self.actor.model, self.strategy)
-        # What a run that resumes a checkpoint must share with the one that wrote it.
-        self.identity = {
-            "--train.batch_size": self.args.train.batch_size,
-            "--train.seed": self.args.train.seed,
-            "--train.group_by_length": self.args.train.group_by_length,
-            "--ds.lora.alpha": self.args.ds.lora.alpha,
-            "objective": self.objective.name,
-            "data": self.train_set.fingerprint(),
-        }
 
     def resume(self, checkpoint: str) -> None:
         """Restore ``checkpoint``; training goes on after its last step."""
@@ -104,7 +97,7 @@ class PreferenceTrainer:
         nothing = (output.log_f.sum() + output.u.sum() + output.aux_loss) * 0.0
         self.strategy.backward(nothing, self.actor, is_last=True)
         self.actor.model.step()
-        saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.identity, self.strategy.print)
+        saved = load_checkpoint(checkpoint, self.actor.model, self.strategy, self.strategy.print)
         self.position = Position(saved["step"], saved["num_tokens"])
         self.strategy.print(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
 
@@ -301,14 +294,19 @@ class PreferenceTrainer:
     def _save_if_due(self, stopping: bool) -> None:
         step = self.position.step
         due = self._is_due(self.args.ckpt.save_steps, every_epoch=False)
-        if (due and not self.args.ckpt.disable_ds) or stopping:
+        # Muon's momentum has no place in a checkpoint.
+        can_save = self.args.optim != "muon"
+        if can_save and ((due and not self.args.ckpt.disable_ds) or stopping):
             self.save_checkpoint()
         if due and self.args.ckpt.save_hf:
             self.export(os.path.join(self.checkpoint_folder, f"global_step{step}_hf"))
             if self.strategy.is_rank_0():
                 drop_old_exports(self.checkpoint_folder, self.args)
         if stopping:
-            self.strategy.print(f"Stopped after step {step}; go on with --ckpt.load_enable")
+            way_on = (
+                "go on with --ckpt.load_enable" if can_save else "no checkpoint was written: --optim muon has none"
+            )
+            self.strategy.print(f"Stopped after step {step}; {way_on}")
             raise KeyboardInterrupt
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.data.template_date import fix_template_date
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.data.training_set import TrainingSet, mismatched_completions
 from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
@@ -23,10 +24,10 @@ from pipa_openrlhf.models.build import build_policy
 from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention, use_modelscope
 from pipa_openrlhf.models.vocabulary import check_same_tokens, check_vocabulary
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, LossSettings
-from pipa_openrlhf.trainer.checkpoint import newest_checkpoint
+from pipa_openrlhf.trainer.earlier_run import find_start
 from pipa_openrlhf.trainer.export import MERGED_BASE, export_model, write_args, write_model_card
 from pipa_openrlhf.trainer.final_export import check_export, export_finished
-from pipa_openrlhf.trainer.output_dir import check_output_dir, delete_run, finished_steps
+from pipa_openrlhf.trainer.output_dir import check_output_dir, claim_folders, run_folders
 from pipa_openrlhf.trainer.preference_trainer import PreferenceTrainer
 from pipa_openrlhf.trainer.prior_pass import fill_from_policy, fill_from_separate_model, open_cache
 from pipa_openrlhf.trainer.trained import report_trained
@@ -58,32 +59,29 @@ def train(
     args.ds.attn_implementation = resolve_attention(args.ds.attn_implementation, say)
     if args.use_ms:
         use_modelscope()
+    strategy = Strategy(args, value_lr=args.value.lr if objective.needs_value_head else None)
+    strategy.setup_distributed()
+    start = find_start(args, objective, checkpoint_folder, strategy)
     tokenizer = load_tokenizer(
         args.model.model_name_or_path, not args.data.disable_fast_tokenizer, args.model.trust_remote_code
     )
+    fix_template_date(tokenizer, start.identity.started)
     train_set, eval_set = _load_data(args, objective, tokenizer, say)
     scored = train_set.scored_by_prior() + (eval_set.scored_by_prior() if eval_set else [])
     _check_tokens(args, objective, scored, tokenizer)
-
-    strategy = Strategy(args, value_lr=args.value.lr if objective.needs_value_head else None)
-    strategy.setup_distributed()
-    if args.ckpt.overwrite and strategy.is_rank_0():
-        delete_run(args.ckpt.output_dir, checkpoint_folder)
-    strategy.barrier()
-    os.makedirs(args.ckpt.output_dir, exist_ok=True)
-
+    start = start.with_data(train_set.fingerprint(), strategy)
     steps = args.train.max_epochs * math.ceil(train_set.num_units / args.train.batch_size)
-    if args.ckpt.load_enable and finished_steps(args.ckpt.output_dir) == steps:
+    if start.finished:
         say(f"{args.ckpt.output_dir} already holds this run, finished after {steps} steps")
         return
-    checkpoint = newest_checkpoint(checkpoint_folder, say) if args.ckpt.load_enable else None
-    if args.ckpt.load_enable and checkpoint is None:
-        say(f"No checkpoint in {checkpoint_folder}: starting from step 0")
+
+    folders = run_folders(args, checkpoint_folder, tokenizer)
+    strategy.from_rank_0(lambda: claim_folders(folders, args.ckpt.overwrite))
 
     check_export(args, tokenizer, checkpoint_folder, strategy)
     # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
     cache = open_cache(args, strategy) if objective.needs_prior else None
-    separate_prior = bool(args.prior.model_name_or_path or checkpoint) if cache is not None else False
+    separate_prior = bool(args.prior.model_name_or_path or start.checkpoint) if cache is not None else False
     if separate_prior:
         fill_from_separate_model(args, cache, scored, strategy, tokenizer.pad_token_id)
     with_value_head = objective.needs_value_head and settings.fixed_value is None
@@ -117,9 +115,11 @@ def train(
         checkpoint_folder=checkpoint_folder,
         export=export,
         starts_as_prior=cache is not None and not separate_prior,
+        identity=start.identity.record(),
     )
     resolved = {
         "ckpt.path": checkpoint_folder,
+        "identity": start.identity.record(),
         "ds.attn_implementation": args.ds.attn_implementation,
         "objective": objective.name,
         "total_steps": steps,
@@ -127,8 +127,8 @@ def train(
         "train_units": train_set.num_units,
         "world_size": strategy.world_size,
     }
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
+    if start.checkpoint is not None:
+        trainer.resume(start.checkpoint)
     if strategy.is_rank_0():
         write_args(args.ckpt.output_dir, args.flat, resolved)
     with stopping() as stop:
@@ -140,6 +140,8 @@ def train(
             args.ckpt.output_dir, objective.name, args.model.model_name_or_path, args.data.dataset, command, last
         )
         write_args(args.ckpt.output_dir, args.flat, {**resolved, "finished": True})
+        for folder in folders:
+            folder.close()
         say(f"Model written to {args.ckpt.output_dir}")
     strategy.barrier()
 

@@ -5,10 +5,16 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
+from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
+
+from pipa_openrlhf.trainer.checkpoint import EngineState
+from pipa_openrlhf.trainer.output_dir import MANIFEST
 
 FULL = {}
 LORA = {"ds.lora.rank": 4, "ds.lora.dropout": 0.2}
@@ -28,6 +34,7 @@ def cut(whole, copy, step: int) -> None:
     args = json.loads((whole / "args.json").read_text())
     del args["resolved.finished"]
     (copy / "args.json").write_text(json.dumps(args))
+    (copy / MANIFEST).write_text(json.dumps({"is_open": True, "files": []}))
 
 
 def assert_same_end(whole, resumed) -> None:
@@ -163,7 +170,7 @@ def test_only_the_newest_checkpoints_are_kept(small_run, tmp_path):
 
 def test_checkpoint_path_and_intermediate_exports(small_run, tmp_path):
     train("train_pipa", *small_run("out", **{"ckpt.path": tmp_path / "kept", "ckpt.save_hf": True, "ckpt.max_num": 1}))
-    assert sorted(os.listdir(tmp_path / "kept")) == ["global_step6", "global_step6_hf"]
+    assert sorted(os.listdir(tmp_path / "kept")) == ["global_step6", "global_step6_hf", MANIFEST]
     assert not (tmp_path / "out" / "checkpoints").exists()
     train("train_pipa", *small_run("disabled", **{"ckpt.disable_ds": True, "ckpt.save_hf": True}))
     assert checkpoints(tmp_path / "disabled") == [f"global_step{n}_hf" for n in range(1, 7)]
@@ -174,11 +181,12 @@ def test_checkpoint_path_and_intermediate_exports(small_run, tmp_path):
     [
         ({"train.batch_size": 5}, "--train.batch_size"),
         ({"train.seed": 7}, "--train.seed"),
-        ({"data.max_samples": 9}, "data"),
-        ({"data.annotation": "answer"}, "data"),
+        ({"data.max_samples": 9}, "--data.max_samples 1000000, here 9"),
+        ({"data.annotation": "answer"}, "--data.annotation step, here answer"),
+        ({"train.max_epochs": 1}, "--train.max_epochs 2, here 1"),
         ({"ds.lora.rank": 4}, "--ds.lora.rank"),
         ({"value.hidden_size": 8}, "--value.hidden_size"),
-        ({"pipa.fixed_value": 0.5}, "value_head"),
+        ({"pipa.fixed_value": 0.5}, "--pipa.fixed_value"),
     ],
 )
 def test_resuming_something_else_is_refused(small_run, tmp_path, capsys, changes, named):
@@ -275,3 +283,78 @@ def test_sft_and_evaluation_resume_too(small_run, tmp_path):
     rows = train("train_sft", *small_run("cut", **changes), "--ckpt.load_enable")
     for name in ("loss", "eval/loss"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in whole], rel=1e-6)
+
+
+def test_muon_is_stopped_without_a_checkpoint(small_run, tmp_path, capsys, monkeypatch):
+    """Its momentum has no place in one: a signal ends the run in one clear line."""
+    from pipa_openrlhf.trainer import preference_trainer
+
+    def not_to_be_called(*_args, **_options):
+        raise AssertionError("a checkpoint was tried")
+
+    monkeypatch.setattr(preference_trainer, "save_checkpoint", not_to_be_called)
+    write = preference_trainer.MetricsLog.write
+
+    def stop_after_the_first_step(self, row):
+        write(self, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(preference_trainer.MetricsLog, "write", stop_after_the_first_step)
+    fit = preference_trainer.PreferenceTrainer.fit
+
+    def fit_as_if_with_muon(self, *args):
+        self.args.optim = "muon"  # DeepSpeed would compile its own for minutes
+        return fit(self, *args)
+
+    monkeypatch.setattr(preference_trainer.PreferenceTrainer, "fit", fit_as_if_with_muon)
+    assert run_in_process("train_pipa", *small_run("out", **{"ckpt.save_steps": None})) == 130
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stopped after step")]
+    assert len(said) == 1 and "no checkpoint was written: --optim muon" in said[0]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class _Engine:
+    """What EngineState asks of a float16 engine, which no CPU runs."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def zero_optimization_stage(self) -> int:
+        return 3
+
+
+def _zero_scaler():
+    return SimpleNamespace(
+        loss_scaler=loss_scaler.DynamicLossScaler(
+            init_scale=2**16, scale_window=3, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
+        )
+    )
+
+
+def _plain_scaler():
+    return SimpleNamespace(loss_scale_config=loss_scaler.LossScaleConfig(torch.float16, True, 1.0, None))
+
+
+@pytest.mark.parametrize("make", [_zero_scaler, _plain_scaler], ids=["ZeRO", "no ZeRO"])
+def test_float16_goes_on_with_its_loss_scale(make, monkeypatch):
+    """Through JSON, as in a checkpoint; then both take the same steps, with and without an overflow."""
+    before, after = make(), make()
+    scaler, restored = (next(iter(vars(one).values())) for one in (before, after))
+    scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = 512.0, 41, 38
+    if make is _zero_scaler:
+        scaler.cur_hysteresis = 1
+    EngineState(_Engine(after)).loss_scale = json.loads(json.dumps(EngineState(_Engine(before)).loss_scale))
+    assert vars(restored) == vars(scaler)
+    if make is _zero_scaler:
+        monkeypatch.setattr(loss_scaler, "dist", SimpleNamespace(get_rank=lambda: 0))
+        for overflow in (False, False, False, True, False):
+            for one in (scaler, restored):
+                one.update_scale(overflow)
+            assert vars(restored) == vars(scaler)
+        assert scaler.cur_scale != 512.0
+
+
+def test_checkpoint_keeps_the_loss_scale(small_run, tmp_path):
+    train("train_pipa", *small_run("out", **{"ds.zero_stage": 2, "train.max_epochs": 1}))
+    state = json.loads((tmp_path / "out" / "checkpoints" / "global_step3" / "state.json").read_text())
+    assert state["loss_scale"] == {"cur_scale": 1.0}
