@@ -164,10 +164,10 @@ class Strategy(DeepspeedStrategy):
         return data
 
     def from_rank_0(self, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns on rank 0, or the error of the user's that it raises there, on every rank.
+        """What ``function`` returns on rank 0, or the error that it meets there, on every rank. A collective call.
 
         Raises:
-            UserError: the one that rank 0 met.
+            UserError: rank 0 met it, or an OSError.
         """
         outcome: list[Any] = [None, None]
         if self.is_rank_0():
@@ -175,6 +175,8 @@ class Strategy(DeepspeedStrategy):
                 outcome[0] = function()
             except UserError as error:
                 outcome[1] = str(error)
+            except OSError as error:
+                outcome[1] = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
             raise UserError(outcome[1])

@@ -53,7 +53,7 @@ def weights_id(path: str, memory_dir: str, revision: str | None = None) -> str:
         revision: of a model of the hub; None: its newest.
 
     Raises:
-        UserError: the folder holds no weights.
+        UserError: the folder holds no weights, or the hub no such model.
     """
     digest = hashlib.sha256()
     if is_adapter(path):
@@ -66,7 +66,13 @@ def weights_id(path: str, memory_dir: str, revision: str | None = None) -> str:
         files = _weight_files(path, _WEIGHTS)
         files += sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(path), "*.py"))))
     else:
-        config = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
+        try:
+            config = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"cannot find a model at {path}{f' ({revision})' if revision else ''}: {reason}"
+            ) from error
         commit = extract_commit_hash(config, None)
         if commit is None:
             return weights_id(os.path.dirname(config), memory_dir)

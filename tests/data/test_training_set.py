@@ -1,14 +1,15 @@
-"""Mismatched completions, as KTO's reference point takes them."""
+"""Mismatched completions, as KTO's reference point takes them, and the fingerprint of data."""
 
 import time
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import random_samples
 
-from pipa_openrlhf.data.training_set import mismatched_completions
+from pipa_openrlhf.data.training_set import TrainingSet, mismatched_completions
 
 
 def test_a_mismatch_takes_the_next_answer_that_can_be_scored():
@@ -73,3 +74,27 @@ def test_a_problem_that_dominates_takes_no_longer():
     mismatched = mismatched_completions(samples, 10)
     assert time.monotonic() - started < 10  # a second or two; half an hour when every pair is looked at
     assert [one is None for one in mismatched[:4]] == [False, True, False, True]
+
+
+SAMPLES = random_samples([(3, 4), (2, 4), (1, 2), (4, 4)], 50)
+FIRST, *REST = SAMPLES
+OTHERS = {
+    "tokens": TrainingSet([replace(FIRST, input_ids=FIRST.input_ids + 1), *REST]),
+    "span": TrainingSet([replace(FIRST, prompt_len=2), *REST]),
+    "labels": TrainingSet([replace(FIRST, labels=1 - FIRST.labels), *REST]),
+    "mask": TrainingSet([replace(FIRST, mask=0 * FIRST.mask), *REST]),
+    "steps": TrainingSet([replace(FIRST, step_ids=FIRST.step_ids + 1), *REST]),
+    "the answer's label": TrainingSet([replace(FIRST, answer_label=1 - FIRST.answer_label), *REST]),
+    "order": TrainingSet(SAMPLES[::-1]),
+    "fewer": TrainingSet(REST),
+    "pairs": TrainingSet(SAMPLES, unit_size=2),
+    "mismatches": TrainingSet(SAMPLES, mismatched=(None, *SAMPLES[:3])),
+    "other mismatches": TrainingSet(SAMPLES, mismatched=(*SAMPLES[:3], None)),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_fingerprint_changes_with_what_a_loss_takes(what):
+    same = TrainingSet([replace(one, where="elsewhere", problem_id="other") for one in SAMPLES])
+    assert same.fingerprint() == TrainingSet(SAMPLES).fingerprint() != OTHERS[what].fingerprint()
+    assert len({other.fingerprint() for other in OTHERS.values()}) == len(OTHERS)
