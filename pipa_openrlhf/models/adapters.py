@@ -30,7 +30,11 @@ def adapter_base(path: str) -> tuple[str, str | None]:
     Raises:
         UserError: the adapter names no model.
     """
-    config = PeftConfig.from_pretrained(path)
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}/adapter_config.json is not a config of an adapter: {reason}") from error
     base = config.base_model_name_or_path
     if not base:
         raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")

@@ -143,8 +143,11 @@ def _remember(memory_path: str, memory: dict) -> None:
 
 
 def _config_text(path: str, incidental: set[str]) -> bytes:
-    with open(path) as file:
-        config = json.load(file)
+    try:
+        with open(path) as file:
+            config = dict(json.load(file))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a config of a model ({error}): download it again") from error
     kept = {name: value for name, value in config.items() if name not in incidental and value is not None}
     if isinstance(kept.get("target_modules"), list):
         kept["target_modules"] = sorted(kept["target_modules"])

@@ -121,6 +121,15 @@ def test_broken_folders_are_one_line(small_run, tiny_models, tmp_path, capsys, d
     assert len(errors) == 1 and "model" in errors[0], errors
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"peft_type": "NONSENSE"}', "{}"])
+def test_torn_adapter_config_is_one_line(small_run, tmp_path, capsys, text):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(text)
+    assert run_in_process("train_pipa", *small_run("out", **{"model.model_name_or_path": tmp_path / "adapter"})) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "adapter_config.json" in errors[0], errors
+
+
 def test_tokenizer_without_pad_or_eos(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.pad_token = None
