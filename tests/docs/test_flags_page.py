@@ -68,5 +68,5 @@ def test_modules_that_differ_are_told_apart():
     rows = page_rows()
     assert default_of(rows["--train.group_by_length"][0], "train_pipa") == "True"
     assert default_of(rows["--train.group_by_length"][0], "train_dpo") == "False"
-    assert default_of(rows["--data.pairing"][0], "train_dpo") == "'paired'"
+    assert default_of(rows["--data.pairing"][0], "train_dpo") == "'given'"
     assert default_of(rows["--data.pairing"][0], "inspect_data") == "'unpaired'"
