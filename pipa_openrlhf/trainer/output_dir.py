@@ -99,9 +99,7 @@ def run_folders(
     """The output folder, and that of checkpoints where it is not inside."""
     exported = (*_EXPORTED, *_code_names(args.model.model_name_or_path))
     if tokenizer is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            exported += tuple(map(glob.escape, os.listdir(folder)))
+        exported += tuple(map(glob.escape, _tokenizer_files(tokenizer)))
     output_dir, checkpoints = (os.path.abspath(path) for path in (args.ckpt.output_dir, checkpoint_folder))
     below = os.path.relpath(checkpoints, output_dir)
     if below.split(os.sep)[0] == os.pardir:
@@ -160,6 +158,16 @@ def claim_folders(folders: list[RunFolder], overwrite: bool) -> None:
         if overwrite:
             folder.delete()
         folder.claim()
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # of any library that writes a tokenizer
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"the tokenizer could not be exported at the end of the run: {reason}") from error
+        return os.listdir(folder)
 
 
 def _code_names(model: str) -> tuple[str, ...]:
