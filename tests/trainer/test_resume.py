@@ -354,7 +354,11 @@ def test_float16_goes_on_with_its_loss_scale(make, monkeypatch):
         assert scaler.cur_scale != 512.0
 
 
-def test_checkpoint_keeps_the_loss_scale(small_run, tmp_path):
-    train("train_pipa", *small_run("out", **{"ds.zero_stage": 2, "train.max_epochs": 1}))
-    state = json.loads((tmp_path / "out" / "checkpoints" / "global_step3" / "state.json").read_text())
-    assert state["loss_scale"] == {"cur_scale": 1.0}
+def test_checkpoint_keeps_the_loss_scale_and_gives_it_back(small_run, tmp_path, monkeypatch):
+    kept, restored = {"cur_scale": 8.0, "cur_iter": 3}, []
+    monkeypatch.setattr(EngineState, "loss_scale", property(lambda self: kept, lambda self, to: restored.append(to)))
+    train("train_pipa", *small_run("whole"))
+    assert restored == []
+    cut(tmp_path / "whole", tmp_path / "cut", 2)
+    train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    assert restored == [kept]
