@@ -50,6 +50,7 @@ OTHER: dict[str, tuple[object, dict]] = {
     "model.label_smoothing": (0.1, {}),
     "model.aux_loss_coef": (0.1, {}),
     "model.nll_loss_coef": (0.1, {}),
+    "model.keep_dropout": (True, {}),
     "ds.param_dtype": ("bf16", {}),
     "ds.grad_accum_dtype": ("fp32", {}),
     "ds.lora.rank": (2, {}),
