@@ -13,6 +13,7 @@ from pipa_openrlhf.data.batch import Batch, SharedRow
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.token_terms import TokenTerms
+from pipa_openrlhf.models.model_tail import only_accepted
 from pipa_openrlhf.models.output_head import install_chunked_head
 from pipa_openrlhf.models.shared_prompts import enable_shared_prompts, refuse_other_attention
 from pipa_openrlhf.models.value_head import ValueHead
@@ -55,7 +56,7 @@ class Policy(nn.Module):
         self.value_head = value_head
         self.fixed_value = fixed_value
         self.balances_experts = balances_experts
-        causal_lm = _without_peft(lm)
+        causal_lm = self.causal_lm
         # Plain references: registering them again would double their names in the state dict.
         self._backbone = [causal_lm.get_decoder()]
         self._output_head = [install_chunked_head(causal_lm)]
@@ -64,21 +65,24 @@ class Policy(nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        hidden_index: torch.Tensor,
-        targets: torch.Tensor,
-        token_index: torch.Tensor,
-        response_shape: tuple[int, int],
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        hidden_index: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        token_index: torch.Tensor | None = None,
+        response_shape: tuple[int, int] = (0, 0),
         terms: TokenTerms | None = None,
         shared_row: SharedRow | None = None,
         with_value: bool = True,
-    ) -> PolicyOutput:
+    ) -> PolicyOutput | torch.Tensor:
         """One forward pass for both heads, on the wanted response tokens only.
+
+        Without ``hidden_index`` it is the model's own forward pass instead, and gives its logits [R, L, vocabulary].
 
         Args:
             input_ids, position_ids: [R, L]; R = B rows, or one.
-            attention_mask: [R, L], or None for one row.
+            attention_mask: [R, L], or None for one row. With a mask, positions are left to the model, as it counts
+                them itself: some do not count from 0.
             hidden_index: [N] flat positions in [R * L] of the hidden states that predict the wanted tokens.
             targets: [N] ids of those tokens.
             token_index: [N] their flat positions in [B * T].
@@ -88,13 +92,16 @@ class Policy(nn.Module):
             shared_row: what a row with shared prompts stands for.
             with_value: False where only log f is wanted; u is then 0.
         """
+        if hidden_index is None:
+            return self._own_logits(input_ids, position_ids)
         options = {"output_router_logits": True} if self.balances_experts else {}
         if shared_row is not None:
             options["shared_row"] = shared_row
             attention_mask = refuse_other_attention(input_ids)
-        output = self._backbone[0](
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **options
-        )
+        if shared_row is not None or attention_mask is None:
+            options["position_ids"] = position_ids
+        options.update(only_accepted(self._backbone[0], use_cache=False))
+        output = self._backbone[0](input_ids=input_ids, attention_mask=attention_mask, **options)
         hidden = output.last_hidden_state
         aux_loss = self._balancing_loss(output, attention_mask) if self.balances_experts else hidden.new_zeros(())
         hidden = hidden.flatten(0, 1).index_select(0, hidden_index)
@@ -113,6 +120,11 @@ class Policy(nn.Module):
             loss = loss + (through_u - through_u.detach())
         return PolicyOutput(spread(log_f), spread(u.detach()), aux_loss, loss)
 
+    def _own_logits(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        given = {} if position_ids is None else {"position_ids": position_ids}
+        options = only_accepted(self.causal_lm, use_cache=False)
+        return self.lm(input_ids=input_ids, **given, **options).logits
+
     def _value_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.value_head is not None:
             return self.value_head(hidden)
@@ -129,11 +141,12 @@ class Policy(nn.Module):
         self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
         if not gradient_checkpointing_kwargs["use_reentrant"]:
             # transformers makes the embeddings' output require a gradient; only reentrant checkpoints need one there.
-            _without_peft(self.lm).disable_input_require_grads()
+            self.causal_lm.disable_input_require_grads()
 
-
-def _without_peft(lm: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return lm.get_base_model() if isinstance(lm, PeftModel) else lm
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The language model without PEFT's wrapper."""
+        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
 
 
 class PolicyActor(Actor):

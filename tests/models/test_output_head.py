@@ -193,13 +193,35 @@ def test_logits_of_a_whole_batch_never_exist(fused):
     with RowsOfLogits() as rows, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy = Policy(model, ValueHead(16, 16, torch.float32))
         output = forward(policy, batch, sft_terms(batch) if fused else None)
+        if not fused:  # a single pass has its chunk's graph, gone before the next one
+            assert [shape for shape in kept if shape[-1:] == (VOCAB,) and len(shape) > 1] == []
         (output.loss if fused else output.log_f.sum()).backward()
     assert rows.most == CHUNK
-    if not fused:  # a single pass has its chunk's graph, gone before the next one
-        assert [shape for shape in kept if shape[-1:] == (VOCAB,) and len(shape) > 1] == []
     with RowsOfLogits() as rows:  # the probe does see whole logits
         model(batch.input_ids)
     assert rows.most == batch.input_ids.numel()
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["two_passes", "single_pass"])
+def test_the_gradient_of_a_bf16_head_does_not_depend_on_the_number_of_chunks(fused):
+    """A sum over chunks that is rounded to bf16 after each would be off by its own size over a few hundred of them."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(512, 8).bfloat16(), (torch.randn(31, 8) * 0.3).bfloat16().requires_grad_()
+    targets, zeros = torch.randint(0, 31, (512,)), torch.zeros(512)
+    terms = TokenTerms(sft_token_loss, zeros, zeros, torch.ones(512), zeros)
+
+    def gradient(chunk_size: int) -> torch.Tensor:
+        def logits_of(part):
+            return (part @ weight.T).float()
+
+        if fused:
+            loss = single_pass_loss(hidden, targets, zeros, terms, logits_of, (weight,), chunk_size)[1]
+        else:
+            loss = -output_head.chunked_log_probs(hidden, targets, logits_of, (weight,), chunk_size).sum()
+        return torch.autograd.grad(loss, weight)[0].float()
+
+    whole, pieces = gradient(512), gradient(2)
+    assert (pieces - whole).norm() < 2**-8 * whole.norm()
 
 
 def test_head_without_targets_still_gives_logits():

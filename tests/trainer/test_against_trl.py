@@ -150,5 +150,5 @@ def test_token_log_probs():
 
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(7, 4), torch.randn(11, 4), torch.randint(11, (7,))
-    ours = chunked_log_probs(hidden, targets, lambda part: part @ weight.T, 3)
+    ours = chunked_log_probs(hidden, targets, lambda part: part @ weight.T, (weight,), 3)
     torch.testing.assert_close(ours, selective_log_softmax((hidden @ weight.T)[None], targets[None])[0])
