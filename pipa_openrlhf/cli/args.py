@@ -297,6 +297,12 @@ def _speed_flags(parser):
         default=True,
         help="true|false: compute a prompt once for all its answers in a micro-batch",
     )
+    add(
+        "--model.self_check",
+        type=_true_false,
+        default=True,
+        help="true|false: compare log-probs with the model's own forward pass at start-up, and use what is exact",
+    )
 
 
 def _objective_module_flag(parser):

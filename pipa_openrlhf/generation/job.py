@@ -60,7 +60,7 @@ class Job:
         model = load_causal_lm(
             args.model.model_name_or_path,
             dtype_of(args.ds.param_dtype),
-            resolve_attention(args.ds.attn_implementation),
+            resolve_attention(args.ds.attn_implementation, args.ds.param_dtype),
             trust_remote_code=args.model.trust_remote_code,
             experts_implementation=args.ds.experts_implementation,
         )

@@ -17,12 +17,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers.integrations.hub_kernels import is_kernel
+from transformers.utils.import_utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
+)
 
 from pipa_openrlhf.distributed.devices import on_cpu
-from pipa_openrlhf.distributed.upstream import flash_attn_installed, patch_zero3_weight_mapping
+from pipa_openrlhf.distributed.upstream import patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.adapters import adapter_base, is_adapter, merge_adapter, root_model
 
+# Whether a kernel is there, and the package that it comes with.
+_FLASH_PACKAGES = {
+    "flash_attention_2": (is_flash_attn_2_available, "flash-attn"),
+    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
+    "flash_attention_4": (is_flash_attn_4_available, "flash-attn-4"),
+}
 _HUB_TIMEOUT = 5  # seconds; the hub answers well within
 
 
@@ -48,12 +61,31 @@ def only_from_disk(path: str) -> bool:
     return not os.path.isdir(path) and "modelscope" not in sys.modules and not _hub_answers()
 
 
-def resolve_attention(name: str, say=print) -> str:
-    """The attention implementation to use: flash attention falls back to sdpa where flash-attn is absent."""
-    if "flash" in name and (on_cpu() or not flash_attn_installed()):
-        say(f"{name} is not available on this machine: using sdpa attention")
-        return "sdpa"
-    return name
+def resolve_attention(name: str, param_dtype: str, say=print) -> str:
+    """The attention kernel to use: ``sdpa`` where ``name`` is one that cannot run here, with a line that says why.
+
+    Args:
+        name: as ``--ds.attn_implementation`` gives it; every kernel is judged by its own package.
+        param_dtype: ``fp32``, ``fp16`` or ``bf16``.
+    """
+    if is_kernel(name):
+        missing = None if is_kernels_available() else "the kernels package"
+    elif name in _FLASH_PACKAGES:
+        found, missing = _FLASH_PACKAGES[name]
+        # transformers takes the kernel from the hub where the package is absent.
+        missing = None if found() or is_kernels_available() else missing
+    else:
+        return name
+    if on_cpu():
+        reason = "it needs a GPU"
+    elif missing is not None:
+        reason = f"{missing} is not installed"
+    elif param_dtype == "fp32" and "flash" in name:
+        reason = "it has no fp32; --ds.param_dtype bf16 or fp16 would use it"
+    else:
+        return name
+    say(f"{name} is not available: {reason}; using sdpa attention")
+    return "sdpa"
 
 
 def load_tokenizer(

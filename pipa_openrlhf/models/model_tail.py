@@ -50,8 +50,18 @@ def tail_parameters(causal_lm: PreTrainedModel) -> tuple[nn.Parameter, ...]:
     """
     _paths(causal_lm)
     of_head = list(causal_lm.get_output_embeddings().parameters())
-    seen = {id(one) for one in (*causal_lm.get_decoder().parameters(), *of_head)}
+    seen = {id(one) for one in (*decoder_of(causal_lm).parameters(), *of_head)}
     return (*of_head, *(one for one in causal_lm.parameters() if id(one) not in seen))
+
+
+def decoder_of(causal_lm: PreTrainedModel) -> nn.Module:
+    """The part of the model that turns tokens into the hidden states of its output head."""
+    decoder = causal_lm.get_decoder()
+    if decoder is not causal_lm:
+        return decoder
+    # Its base_model_prefix names something else.
+    inner = [child for child in causal_lm.children() if isinstance(child, PreTrainedModel)]
+    return inner[0] if len(inner) == 1 else causal_lm
 
 
 def only_accepted(model: nn.Module, **options) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def only_accepted(model: nn.Module, **options) -> dict[str, Any]:
 def _paths(causal_lm: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Attribute names that lead from the model to its decoder and to its output head."""
     names = {id(module): name for name, module in causal_lm.named_modules()}
-    found = [names.get(id(one)) for one in (causal_lm.get_decoder(), causal_lm.get_output_embeddings())]
+    found = [names.get(id(one)) for one in (decoder_of(causal_lm), causal_lm.get_output_embeddings())]
     if not all(found):
         raise UserError(
             f"{type(causal_lm).__name__} has no decoder with an output head of its own: it is not a model that this "

@@ -13,7 +13,7 @@ from pipa_openrlhf.data.batch import Batch, SharedRow
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.token_terms import TokenTerms
-from pipa_openrlhf.models.model_tail import only_accepted
+from pipa_openrlhf.models.model_tail import decoder_of, only_accepted
 from pipa_openrlhf.models.output_head import install_chunked_head
 from pipa_openrlhf.models.shared_prompts import enable_shared_prompts, refuse_other_attention
 from pipa_openrlhf.models.value_head import ValueHead
@@ -58,7 +58,7 @@ class Policy(nn.Module):
         self.balances_experts = balances_experts
         causal_lm = self.causal_lm
         # Plain references: registering them again would double their names in the state dict.
-        self._backbone = [causal_lm.get_decoder()]
+        self._backbone = [decoder_of(causal_lm)]
         self._output_head = [install_chunked_head(causal_lm)]
         self.can_share_prompts = enable_shared_prompts(causal_lm) and not balances_experts
 
@@ -150,18 +150,18 @@ class Policy(nn.Module):
 
 
 class PolicyActor(Actor):
-    """OpenRLHF's Actor around a :class:`Policy`; ``actor.model`` is what the strategy hands to DeepSpeed."""
+    """OpenRLHF's Actor around a :class:`Policy`; ``actor.model`` is what the strategy hands to DeepSpeed.
+
+    Attributes:
+        layout: of a micro-batch, see ``data/batch.py``; padded until another one is chosen.
+        tolerance: nats a token by which rounding may change log-probs; None where that was not measured.
+    """
 
     def __init__(self, policy: Policy):
         super().__init__(policy)
-        self.can_share_prompts = policy.can_share_prompts
+        self.layout = "padded"
+        self.tolerance: float | None = None
         set_z3_leaf_modules(policy, detect_hybrid=False)
-
-    def layout(self, share_prompts: bool, packed: bool) -> str:
-        """Layout of a micro-batch, see ``data/batch.py``: the wanted one that this model can take."""
-        if share_prompts and self.can_share_prompts:
-            return "shared"
-        return "packed" if packed else "padded"
 
     def forward(self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True) -> PolicyOutput:
         """The policy's output on ``batch``; see :meth:`Policy.forward`."""

@@ -74,11 +74,7 @@ class PreferenceTrainer:
         self.uses_single_pass_head = (
             self.args.train.fused_head and self.objective.token_loss is not None and self.args.ds.param_dtype != "fp16"
         )
-        self.layout = self.actor.layout(self.args.train.share_prompts, self.args.ds.packing_samples)
-        if self.args.train.share_prompts and self.layout != "shared":
-            self.strategy.print(
-                "--train.share_prompts: this model's attention cannot, or experts are balanced; not used"
-            )
+        self.layout = self.actor.layout
         if (
             self.strategy.adds_up_in_bf16
             and self.args.train.batch_size > self.micro_batch_size * self.strategy.world_size

@@ -19,6 +19,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.build import load_lm
 from pipa_openrlhf.models.identity import prior_id
 from pipa_openrlhf.models.policy import Policy, PolicyActor
+from pipa_openrlhf.models.self_check import check_cached, choose_layout
 
 # A shard is written at least this often, so that an interrupted pass goes on where it stopped.
 SECONDS_PER_SHARD = 60
@@ -47,6 +48,7 @@ def fill_from_separate_model(
         return
     strategy.print(f"Loading the prior {prior_path(args)}")
     actor = strategy.prepare(PolicyActor(Policy(load_lm(args, prior_path(args), strategy.get_ds_eval_config()))))
+    choose_layout(args, actor, samples, strategy, pad_token_id)
     _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
     strategy.free(actor)
 
@@ -65,19 +67,21 @@ def fill_from_policy(
     """
     absent = count_missing(cache, samples, strategy)
     _report(strategy, samples, absent, cache)
-    if absent.any():
-        _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
+    _fill(args, cache, samples, absent, actor, strategy, pad_token_id)
 
 
 def _fill(args, cache, samples, absent, actor, strategy, pad_token_id) -> None:
     actor.model.eval()
+    check_cached(actor, cache, samples, absent, strategy)
+    if not absent.any():
+        return
     fill_cache(
         cache,
         [sample for sample, is_absent in zip(samples, absent) if is_absent],
         lambda batch: actor(batch, with_value=False).log_f,
         strategy,
         pad_token_id,
-        actor.layout(args.train.share_prompts, args.ds.packing_samples),
+        actor.layout,
         args.train.micro_batch_size,
     )
 

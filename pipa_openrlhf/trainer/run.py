@@ -22,6 +22,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.losses.objectives import Objective
 from pipa_openrlhf.models.build import build_policy
 from pipa_openrlhf.models.loading import load_tokenizer, resolve_attention, use_modelscope
+from pipa_openrlhf.models.self_check import choose_layout
 from pipa_openrlhf.models.vocabulary import check_same_tokens, check_vocabulary
 from pipa_openrlhf.trainer.batch_loss import BatchLoss, LossSettings
 from pipa_openrlhf.trainer.earlier_run import find_start
@@ -56,7 +57,7 @@ def train(
         raise UserError("--ds.param_dtype fp16 needs an accelerator: use bf16 or fp32")
     if hint := slow_dtype_hint(args.ds.param_dtype):
         say(hint)
-    args.ds.attn_implementation = resolve_attention(args.ds.attn_implementation, say)
+    args.ds.attn_implementation = resolve_attention(args.ds.attn_implementation, args.ds.param_dtype, say)
     if args.use_ms:
         use_modelscope()
     strategy = Strategy(args, value_lr=args.value.lr if objective.needs_value_head else None)
@@ -90,6 +91,7 @@ def train(
     )
     report_trained(actor.model, say)
     actor, _, _ = strategy.prepare((actor, _optimizer_config(args, steps)))
+    choose_layout(args, actor, scored, strategy, tokenizer.pad_token_id)
     if cache is not None and not separate_prior:
         fill_from_policy(args, cache, scored, actor, strategy, tokenizer.pad_token_id)
 

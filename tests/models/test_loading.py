@@ -8,6 +8,7 @@ import torch
 from tiny import make_model, make_tokenizer, run_in_process, save_adapter, train
 
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.models import loading
 from pipa_openrlhf.models.loading import load_causal_lm, load_tokenizer
 from pipa_openrlhf.models.policy import add_lora
 
@@ -128,6 +129,41 @@ def test_torn_adapter_config_is_one_line(small_run, tmp_path, capsys, text):
     assert run_in_process("train_pipa", *small_run("out", **{"model.model_name_or_path": tmp_path / "adapter"})) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1 and "adapter_config.json" in errors[0], errors
+
+
+KERNELS = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+    "flash_attention_4": "flash-attn-4",
+    "kernels-community/flash-attn3": "kernels",
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("present", KERNELS)
+def test_each_kernel_is_judged_by_its_own_package(monkeypatch, name, present):
+    packages = {
+        kernel: (lambda kernel=kernel: kernel == present, package)
+        for kernel, package in KERNELS.items()
+        if "/" not in kernel
+    }
+    monkeypatch.setattr(loading, "_FLASH_PACKAGES", packages)
+    monkeypatch.setattr(loading, "is_kernels_available", lambda: "/" in present)
+    monkeypatch.setattr(loading, "on_cpu", lambda: False)
+    lines = []
+    # With the kernels package transformers finds every kernel on the hub.
+    expected = name if present == name or "/" in present else "sdpa"
+    assert loading.resolve_attention(name, "bf16", lines.append) == expected
+    assert len(lines) == (expected == "sdpa") and all(KERNELS[name] in line for line in lines)
+    if expected == name:
+        assert loading.resolve_attention(name, "fp32", lines.append) == "sdpa" and "fp32" in lines[-1]
+        monkeypatch.setattr(loading, "on_cpu", lambda: True)
+        assert loading.resolve_attention(name, "bf16", lines.append) == "sdpa" and "GPU" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention"])
+def test_other_attention_is_taken_as_it_is(name):
+    assert loading.resolve_attention(name, "fp32", pytest.fail) == name
 
 
 def test_tokenizer_without_pad_or_eos(tmp_path):
