@@ -57,9 +57,9 @@ def tail_parameters(causal_lm: PreTrainedModel) -> tuple[nn.Parameter, ...]:
 def decoder_of(causal_lm: PreTrainedModel) -> nn.Module:
     """The part of the model that turns tokens into the hidden states of its output head."""
     decoder = causal_lm.get_decoder()
-    if decoder is not causal_lm:
+    if decoder is not causal_lm and decoder is not causal_lm.get_output_embeddings():
         return decoder
-    # Its base_model_prefix names something else.
+    # Its base_model_prefix names nothing, or its output head is called "decoder".
     inner = [child for child in causal_lm.children() if isinstance(child, PreTrainedModel)]
     return inner[0] if len(inner) == 1 else causal_lm
 

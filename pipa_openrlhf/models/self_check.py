@@ -164,7 +164,7 @@ class _Check:
         batch = collate(self.probes, None, self.pad_token_id, layout, every_response_token=True).to(device())
         error, reason = 0.0, ""
         try:
-            for recomputing in (False, True) if any(_recomputed(self.policy)) else (False,):
+            for recomputing in (False, True) if _recomputed(self.policy) else (False,):
                 with torch.no_grad(), _training_path(self.policy, recomputing):
                     rows = self.actor(batch, with_value=False).log_f
                 error = max(error, difference(list(rows), self.expected))
@@ -173,8 +173,8 @@ class _Check:
         except Exception as failure:  # a model's code may stumble over anything
             if hasattr(next(self.policy.parameters()), "ds_id"):
                 raise UserError(
-                    f"{_FLAGS.get(layout, 'padded rows')}: the model fails ({_first_line(failure)}), and ZeRO-3 cannot "
-                    "go on from there: turn it off"
+                    f"{_FLAGS.get(layout, 'padded rows')}: the model fails ({_first_line(failure)}), and under ZeRO-3 "
+                    "nothing else can be tried after that: turn it off"
                 ) from failure
             error, reason = float("inf"), _first_line(failure)
         return largest_of_ranks(self.strategy, error), reason
