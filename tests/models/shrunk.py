@@ -58,7 +58,7 @@ _OF_TYPE = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local"] * 4},
-    "xlstm": {"ffn_round_up_to_multiple_of": 8},
+    "xlstm": {"hidden_size": 128},
     "zamba": {"layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"]},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
 }

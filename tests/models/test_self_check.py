@@ -67,7 +67,7 @@ def test_exact_layouts_are_used(name, dtype):
     for layout, flags in {"shared": (True, True), "packed": (False, True), "padded": (False, False)}.items():
         actor, lines = choose(make(name), *flags, dtype=dtype)
         assert (actor.layout, lines) == (layout, [])
-        assert 0 < actor.tolerance < (1e-4 if dtype == torch.float32 else 0.5)
+        assert 0 < actor.tolerance < (1e-4 if dtype == torch.float32 else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,9 @@ def test_positions_that_stretch_with_the_longest_sequence_are_refused(kind):
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 50}
     if kind == "longrope":
         rope.update(short_factor=[1.0] * 4, long_factor=[3.0] * 4)
-    model = make_model(0, VOCAB, max_position_embeddings=50 if kind == "dynamic" else 200, rope_parameters=rope)
+    model = make_model(
+        0, VOCAB, pad_token_id=0, max_position_embeddings=50 if kind == "dynamic" else 200, rope_parameters=rope
+    )
     with pytest.raises(UserError, match="--data.max_len 50"):
         choose(model, False, False)
     short = [one for one in samples_of_a_run(0) if len(one.input_ids) <= 50]
@@ -196,7 +198,7 @@ def test_positions_that_stretch_with_the_longest_sequence_are_refused(kind):
 
 
 def test_rotary_positions_beyond_the_declared_length_deserve_a_line():
-    _, lines = choose(make_model(0, VOCAB, max_position_embeddings=40), True, False)
+    _, lines = choose(make_model(0, VOCAB, pad_token_id=0, max_position_embeddings=40), True, False)
     assert len(lines) == 1 and "made for 40" in lines[0]
 
 
