@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         *("ds.experts_implementation", "ds.zero_stage", "ds.use_universal_ckpt", "ds.deepcompile", "ds.zpg"),
         *("ds.adam_offload", "ds.use_liger_kernel", "ds.overlap_comm", "ds.tensor_parallel_size"),
         *("ds.ring_attn_size", "ds.ring_attn_head_stride", "ds.packing_samples"),
+        "model.self_check",
     )
 )
 _MODEL, _PRIOR = "model.model_name_or_path", "prior.model_name_or_path"

@@ -124,6 +124,7 @@ FREE = {
     "ckpt.overwrite": None,
     "prior.cache_dir": "{root}/other_cache",
     "use_ms": None,
+    "model.self_check": "false",
     "model.trust_remote_code": True,
     "logger.logging_steps": 3,
     "logger.tensorboard_dir": "{root}/tensorboard",
