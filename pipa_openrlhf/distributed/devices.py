@@ -1,4 +1,4 @@
-"""The one place that knows which accelerator runs the job. CUDA and CPU are both first-class."""
+"""The one place that knows which accelerator runs the job."""
 
 import time
 
