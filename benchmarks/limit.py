@@ -98,14 +98,14 @@ class StepAgainstBare:
         """Hook into the trainer."""
         train_step, save_if_due = PreferenceTrainer._train_step, PreferenceTrainer._save_if_due
 
-        def remember(trainer, units, micro_batches):
-            row = train_step(trainer, units, micro_batches)
+        def remember(trainer, units, step, stop):
+            row, stopping = train_step(trainer, units, step, stop)
             samples = [trainer.train_set.samples[index] for index in trainer.train_set.rows(units)]
-            self._last = (row, samples, micro_batches)
-            return row
+            self._last = (row, samples, step.answers)
+            return row, stopping
 
-        def step_done(trainer):
-            save_if_due(trainer)
+        def step_done(trainer, stopping):
+            save_if_due(trainer, stopping)
             self._step_done(trainer)
 
         PreferenceTrainer._train_step, PreferenceTrainer._save_if_due = remember, step_done

@@ -96,7 +96,7 @@ def run_pipa(spec: Spec, gate: Gate) -> None:
             trained.extend((output.log_f.detach().double() * batch.mask).sum(dim=1).tolist())
         return output
 
-    def fit_in_rounds(trainer):
+    def fit_in_rounds(trainer, *stop):
         def sequences() -> dict:
             # From the cache, by sequence; from the training steps, whose rows are in an order of their own.
             PolicyActor.forward = forward
@@ -108,10 +108,10 @@ def run_pipa(spec: Spec, gate: Gate) -> None:
 
         gate.sequences = sequences
         gate.start()
-        return fit(trainer)
+        return fit(trainer, *stop)
 
-    def save_and_wait(trainer):
-        save_if_due(trainer)
+    def save_and_wait(trainer, stopping):
+        save_if_due(trainer, stopping)
         gate.step_done()
 
     run.fill_from_policy, PolicyActor.forward = fill_and_offer_again, forward_and_record

@@ -29,6 +29,7 @@ from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.models.identity import file_sha256
+from pipa_openrlhf.trainer.trained import full_masters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # What DeepSpeed's dynamic loss scale of float16 depends on; ZeRO-0 keeps it elsewhere and without hysteresis.
@@ -45,11 +46,8 @@ class EngineState:
         self._base_optimizer = getattr(optimizer, "optimizer", optimizer)
         self._masters: dict[int, torch.Tensor] = {}
         if engine.zero_optimization_stage() == 0:
-            if hasattr(optimizer, "fp32_groups"):
-                pairs = zip(sum(optimizer.fp16_groups, []), sum(optimizer.fp32_groups, []))
-                self._masters = {id(parameter): master for parameter, master in pairs}
-            else:
-                self._masters = {id(parameter): parameter for parameter in engine.module.parameters()}
+            own = {id(parameter): parameter for parameter in engine.module.parameters()}
+            self._masters = full_masters(engine) or own
         elif engine.zero_optimization_stage() in (1, 2):
             # DeepSpeed links the moments after the first group's first update, when other groups have none yet.
             for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):

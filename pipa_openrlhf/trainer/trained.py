@@ -88,7 +88,7 @@ class UpdateCheck:
             LANGUAGE_MODEL: max(args.adam.lr, args.muon.lr if args.optim == "muon" else 0),
             VALUE_HEAD: self._strategy.value_lr,
         }
-        full = _full_masters(self._engine)
+        full = full_masters(self._engine)
         samples = {}
         for part, parameters in _trained_parts(self._engine.module).items():
             if parameters and rates[part] > 0:
@@ -115,7 +115,7 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // _SAMPLED)].clone()
 
 
-def _full_masters(engine) -> dict[int, torch.Tensor] | None:
+def full_masters(engine) -> dict[int, torch.Tensor] | None:
     """Under ZeRO-0 the masters by parameter, where they are not the parameters themselves; else None."""
     if engine.zero_optimization_stage() != 0:
         return None
