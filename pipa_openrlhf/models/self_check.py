@@ -119,7 +119,10 @@ class _Check:
         noise = rounding_noise(self.actor.model, self.probes, self.expected)
         self.tolerance = largest_of_ranks(self.strategy, _TOLERANCE * noise + 2 * torch.finfo(torch.float32).eps)
         if not np.isfinite(self.tolerance):
-            raise UserError("the model's own log-probs are not finite: its weights are damaged, or need another dtype")
+            raise UserError(
+                f"{self.policy.causal_lm.config._name_or_path}: the model's own log-probs are nan or infinite; its "
+                "weights are damaged, or need another --ds.param_dtype"
+            )
 
     def keep_attention(self) -> bool:
         """False where the attention kernel gave other log-probs than the model's own code, which is then used."""

@@ -248,9 +248,11 @@ def test_prior_that_computes_nan_stops_a_run_in_one_line(small_run, tiny_models,
     tensors = load_file(tmp_path / "broken" / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    assert run_in_process("train_pipa", *small_run("a", **{"prior.model_name_or_path": tmp_path / "broken"})) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "data.jsonl line " in errors[0] and "nan" in errors[0]
+    for checks, named in (("true", str(tmp_path / "broken")), ("false", "data.jsonl line ")):
+        changes = {"prior.model_name_or_path": tmp_path / "broken", "model.self_check": checks}
+        assert run_in_process("train_pipa", *small_run("a", **changes)) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1 and named in errors[0] and "nan" in errors[0]
     assert shards(tmp_path / "cache") == []
 
 
