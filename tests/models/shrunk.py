@@ -126,7 +126,7 @@ def _small(name: str, value, fill_unset: bool) -> int | None:
 def _value(config: PretrainedConfig, name: str):
     try:
         return getattr(config, name, None)
-    except AttributeError:  # differs between layers
+    except Exception:  # differs between layers
         return config.to_dict().get(name)
 
 

@@ -124,6 +124,19 @@ def test_sdpa_without_a_soft_cap_gives_way_to_eager():
     assert actor.layout == "padded"
 
 
+def test_eager_attention_that_forgets_the_causal_mask_is_no_measure(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    eager = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(
+        modeling_llama,
+        "eager_attention_forward",
+        lambda module, query, key, value, mask, **options: eager(module, query, key, value, None, **options),
+    )
+    actor, lines = choose(make("llama"), True, False)
+    assert (actor.layout, lines, actor.model.causal_lm.config._attn_implementation) == ("shared", [], "sdpa")
+
+
 def test_a_model_that_sees_the_future_is_refused():
     config = transformers.BertConfig(
         vocab_size=VOCAB,
