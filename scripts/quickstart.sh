@@ -17,7 +17,7 @@ done
 
 if $fast; then
   work=${work:-runs/quickstart-fast}
-  sizes=(--problems.train 320 --problems.sample 160 --problems.validation 0 --problems.test 96)
+  sizes=(--problems.train 320 --problems.sample 160 --problems.validation 0 --problems.test 48)
   learning_rates=(4e-4)
 else
   work=${work:-runs/quickstart}

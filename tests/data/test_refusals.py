@@ -158,7 +158,6 @@ def test_step_annotation_needs_step_labels(kind, make_args, tokenizers, write_ro
 @pytest.mark.parametrize(
     "flags, problem",
     [
-        ({"max_len": 0}, r"--data\.max_len 0"),
         ({"apply_chat_template": True}, "the tokenizer has none"),
         ({"input_template": "{} {}"}, r"--data\.input_template"),
         ({"input_template": "{} {name}"}, r"--data\.input_template"),

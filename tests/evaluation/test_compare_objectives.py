@@ -2,9 +2,12 @@
 
 import math
 import re
+from itertools import islice
 
 import pytest
-from tiny import read_jsonl
+from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, write_jsonl
+
+from pipa_openrlhf.generation.word_problems import generate_problems
 
 RUNS = (
     "PIPA-M_answer",
@@ -34,12 +37,6 @@ def assert_trained(folder):
     assert mean_margin(round(rows[-1]["epoch"])) > mean_margin(1)
 
 
-def assert_value_model_learned(folder):
-    likelihoods = [row["pipa/value_likelihood"] for row in read_jsonl(folder / "metrics.jsonl")]
-    last_third = likelihoods[-len(likelihoods) // 3 :]
-    assert likelihoods[0] == pytest.approx(0.5) and sum(last_third) / len(last_third) > 0.502
-
-
 def assert_one_prior_pass(output):
     """Nothing is scored twice: after the first run only KTO's mismatches are new, and those once."""
     misses = [int(count) for count in re.findall(r"Prior cache: \d+ hits, (\d+) misses", output)]
@@ -61,21 +58,55 @@ def test_without_a_quickstart(run_script, tmp_path):
     assert line.startswith(f"error: {tmp_path} has no finished quickstart: run bash scripts/quickstart.sh")
 
 
+@pytest.fixture
+def finished_quickstart(tmp_path):
+    """What the script needs of a quickstart, with a tiny model for SFT's and answers made from the worked ones."""
+    make_model(0, initializer_range=0.05).save_pretrained(tmp_path / "sft")
+    make_tokenizer().save_pretrained(tmp_path / "sft")
+    problems = list(islice(generate_problems("sample", 0, 2), 24))
+    (tmp_path / "problems").mkdir()
+    rows = [
+        {"problem_id": str(number), "question": one.question, "steps": list(one.steps), "answer": str(one.answer)}
+        for number, one in enumerate(problems)
+    ]
+    test_file = write_jsonl(tmp_path / "problems" / "test.jsonl", rows[:4])
+    answers = []
+    for row in rows:
+        for label in (True, False):
+            steps = row["steps"] if label else [*row["steps"][:-1], row["steps"][-1] + "0"]
+            labels = [True] * (len(steps) - 1) + [label]
+            answers.append(
+                {"problem_id": row["problem_id"], "prompt": row["question"], "completions": steps, "labels": labels}
+            )
+    write_jsonl(tmp_path / "answers.jsonl", answers)
+    evaluation = {
+        "model.model_name_or_path": tmp_path / "sft",
+        "problems.file": test_file,
+        "evaluate.output_dir": tmp_path / "evaluate_sft",
+        "data.input_template": "{}\n",
+        "ds.param_dtype": "fp32",
+        "evaluate.max_new_tokens": 40,
+    }
+    assert run_in_process("evaluate", *flags(evaluation)) == 0
+    (tmp_path / "done").mkdir()
+    for name in ("sample", "evaluate_sft"):
+        (tmp_path / "done" / name).write_text(f"# {name}: 0 s\n")
+    return tmp_path
+
+
 @pytest.mark.slow
-def test_fast_form_compares_every_objective_and_is_not_run_twice(run_script, fast_quickstart):
-    work, _ = fast_quickstart
-    first = run_script("compare_objectives.sh", "--fast", "--work", work)
+def test_it_compares_every_objective_and_is_not_run_twice(run_script, finished_quickstart):
+    """About four minutes, nearly all of it starting 22 processes."""
+    work = finished_quickstart
+    first = run_script("compare_objectives.sh", "--fast", "--work", work, "--lr", "1e-3")
     assert first.returncode == 0, first.stderr[-2000:]
     assert_one_prior_pass(first.stdout)
     [out] = work.glob("compare_lr*")
     for name in RUNS:
         assert_trained(out / name)
-    # The quickstart's own runs see all answers; the comparison's few balanced pairs teach a value model nothing yet.
-    for run in work.glob("pipa_?_lr*"):
-        assert_value_model_learned(run)
     table = first.stdout[first.stdout.index("== report") :]
     for name in ("SFT", *(" (".join(run.rsplit("_", 1)) + ")" for run in RUNS)):
         assert name in table
-    again = run_script("compare_objectives.sh", "--fast", "--work", work, timeout=120)
+    again = run_script("compare_objectives.sh", "--fast", "--work", work, "--lr", "1e-3", timeout=120)
     assert again.returncode == 0 and again.stdout.count("done before") == 2 * len(RUNS)
     assert again.stdout.endswith(table)

@@ -1,11 +1,18 @@
 """The quickstart script: refuses what it does not know, and in its short form runs every stage and then none."""
 
 import pytest
+from tiny import read_jsonl
 
 
 def test_unknown_argument(run_script):
     done = run_script("quickstart.sh", "--slow", timeout=20)
     assert done.returncode == 1 and done.stderr == "error: unknown argument --slow (use --fast or --work FOLDER)\n"
+
+
+def assert_value_model_learned(folder):
+    likelihoods = [row["pipa/value_likelihood"] for row in read_jsonl(folder / "metrics.jsonl")]
+    last_third = likelihoods[-len(likelihoods) // 3 :]
+    assert likelihoods[0] == pytest.approx(0.5) and sum(last_third) / len(last_third) > 0.502
 
 
 @pytest.mark.slow
@@ -15,6 +22,8 @@ def test_fast_form_ends_in_a_report_and_is_not_run_twice(run_script, fast_quicks
     for text in ("SFT", "PIPA-M (step)", "PIPA-N (answer)", "pipa_openrlhf.cli.train_pipa"):
         assert text in page
     assert {path.name for path in (work / "pictures").iterdir()} == {"accuracy.svg", "value_model.svg", "rewards.svg"}
+    for run in work.glob("pipa_?_lr*"):
+        assert_value_model_learned(run)
     again = run_script("quickstart.sh", "--fast", "--work", work, timeout=120)
     assert again.returncode == 0 and again.stdout.count("done before") == len(list((work / "done").iterdir()))
     assert again.stdout.endswith(output[output.index("== report") :])
