@@ -84,7 +84,6 @@ __all__ = [
     "DeepspeedStrategy",
     "DistributedSampler",
     "blending_datasets",
-    "flash_attn_installed",
     "patch_zero3_weight_mapping",
     "set_z3_leaf_modules",
 ]
