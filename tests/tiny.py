@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipa_openrlhf.cli import entry
-from pipa_openrlhf.cli.args import parse_args
+from pipa_openrlhf.cli.flags import parse
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -111,9 +111,9 @@ def run_in_process(module: str, *flags) -> int:
 
 def train(module: str, *flags) -> list[dict]:
     """Run a training module's own main in this process, as one rank, and return its metrics rows."""
-    args = parse_args(module, list(map(str, flags)))
-    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(args)
-    return read_jsonl(os.path.join(args.ckpt.output_dir, "metrics.jsonl"))
+    config = parse(module, list(map(str, flags)))
+    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(config)
+    return read_jsonl(os.path.join(config.ckpt.output_dir, "metrics.jsonl"))
 
 
 def flags(values: dict) -> list[str]:

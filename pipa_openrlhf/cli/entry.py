@@ -1,24 +1,33 @@
 """What every entry point does around its own work: parse, run, and end in one readable line."""
 
+import glob
+import hashlib
+import logging
 import os
+import signal
+import socket
+import sys
+import tempfile
+import time
 from collections.abc import Callable
-from types import SimpleNamespace
+from typing import Any
 
 from safetensors import SafetensorError
 
-from pipa_openrlhf.cli.args import parse_args
-from pipa_openrlhf.cli.rank_errors import show_error
+from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.train.callback import Callback
 
 
-def run(main: Callable[[SimpleNamespace], int | None], module: str, argv: list[str] | None = None) -> int:
-    """Exit status of ``main(args)``: 0, 1 after a mistake of the user's, 130 after ctrl-C.
+def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] | None = None) -> int:
+    """Exit status of ``main(config)``: 0, 1 after a mistake of the user's, 130 after ctrl-C.
 
     Errors nobody foresaw keep their traceback.
     """
     rank = int(os.environ.get("RANK", "0"))
     try:
-        return main(parse_args(module, argv)) or 0
+        show_log(rank)
+        return main(parse(module, argv)) or 0
     except UserError as error:
         message, status = f"error: {error}", 1
     except OSError as error:
@@ -37,3 +46,90 @@ def run(main: Callable[[SimpleNamespace], int | None], module: str, argv: list[s
     if message:
         show_error(message)
     return status
+
+
+# Ranks of one run meet the same mistake within this many seconds.
+_SECONDS = 60
+
+
+def show_error(message: str) -> None:
+    """Print ``message`` on stderr; with several ranks, once a host, and with the rank and host that met it.
+
+    A mistake of one rank only, such as a file that one node lacks, is shown like any other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not _is_first_on_this_host(message):
+            return
+        message = f"{message} (rank {os.environ.get('RANK')} on {socket.gethostname()})"
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+
+
+def _is_first_on_this_host(message: str) -> bool:
+    # Ranks that failed cannot talk to each other any more, or not yet: an empty file stands for the line.
+    prefix = os.path.join(tempfile.gettempdir(), "pipa_openrlhf_error_")
+    for stale in glob.glob(glob.escape(prefix) + "*"):
+        _remove_if_old(stale)
+    run = (os.getppid(), os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    digest = hashlib.sha256(f"{run} {message}".encode()).hexdigest()[:32]
+    try:
+        os.close(os.open(prefix + digest, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove_if_old(path: str) -> None:
+    try:
+        if time.time() - os.stat(path).st_mtime > _SECONDS:
+            os.remove(path)
+    except OSError:
+        pass  # another rank was faster, or it is another user's
+
+
+class StopOnSignals(Callback):
+    """While training goes, the first SIGINT or SIGTERM only asks it to stop after the running step.
+
+    A second ctrl-C interrupts at once. The handlers of before come back at the end. Main thread only.
+    """
+
+    def __init__(self):
+        self._received: list[int] = []
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, trainer) -> None:
+        """Take the signals over."""
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, trainer) -> None:
+        """Give them back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def wants_stop(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._received)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        # On ctrl-C a launcher sends SIGTERM on top of the terminal's SIGINT; only a second ctrl-C means "at once".
+        if number == signal.SIGINT and number in self._received:
+            raise KeyboardInterrupt
+        self._received.append(number)
+
+
+class _Printed(logging.Handler):
+    """Log records as plain lines on standard output, wherever that leads when they are made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def show_log(rank: int) -> None:
+    """Print what the package logs, on the first rank only."""
+    logger = logging.getLogger("pipa_openrlhf")
+    if not any(isinstance(handler, _Printed) for handler in logger.handlers):
+        logger.addHandler(_Printed())
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)

@@ -6,29 +6,27 @@ holds another evaluation is refused, unless told to overwrite it.
 
 import os
 import sys
-from types import SimpleNamespace
 
 from pipa_openrlhf.cli.entry import run
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.generate.config import EvaluateConfig
 
 
-def main(args: SimpleNamespace) -> None:
-    from pipa_openrlhf.evaluation.results import RESULTS_FILE, one_line, summarise, write_summary
-    from pipa_openrlhf.generation.job import prepare_job, run_job
-    from pipa_openrlhf.generation.row_file import RowFile
-    from pipa_openrlhf.generation.sampling import SamplingSettings
+def main(config: EvaluateConfig) -> None:
+    from pipa_openrlhf.evaluate.results import RESULTS_FILE, one_line, summarise, write_summary
+    from pipa_openrlhf.generate.job import prepare_job, run_job
+    from pipa_openrlhf.generate.problems import RowFile
+    from pipa_openrlhf.generate.sampling import SamplingSettings
 
-    folder = args.evaluate.output_dir
-    if folder is None:
-        raise UserError("--evaluate.output_dir is required")
-    if args.evaluate.overwrite:
+    folder = config.evaluate.output_dir
+    config.check()
+    if config.evaluate.overwrite:
         _delete_evaluation(folder)
     sampling = SamplingSettings(
-        max_new_tokens=args.evaluate.max_new_tokens,
-        batch_size=args.evaluate.batch_size,
-        seed=args.train.seed,
+        max_new_tokens=config.evaluate.max_new_tokens,
+        batch_size=config.evaluate.batch_size,
+        seed=config.train.seed,
     )
-    job = prepare_job(args, sampling)
+    job = prepare_job(config, sampling)
     description = job.description()
     file = RowFile(os.path.join(folder, RESULTS_FILE), description)
     run_job(job, file, _make_row, "evaluating")
@@ -38,7 +36,7 @@ def main(args: SimpleNamespace) -> None:
 
 
 def _delete_evaluation(folder: str) -> None:
-    from pipa_openrlhf.evaluation.results import RESULTS_FILE, SUMMARY_FILE
+    from pipa_openrlhf.evaluate.results import RESULTS_FILE, SUMMARY_FILE
 
     for name in (SUMMARY_FILE, RESULTS_FILE, f"{RESULTS_FILE}.settings.json"):
         if os.path.exists(os.path.join(folder, name)):
@@ -46,7 +44,7 @@ def _delete_evaluation(folder: str) -> None:
 
 
 def _make_row(problem, answer) -> dict:
-    from pipa_openrlhf.evaluation.grading import extract_answer, is_right
+    from pipa_openrlhf.evaluate.grading import extract_answer, is_right
 
     return {
         "right": is_right(answer.text, problem.answer, answer.finished),

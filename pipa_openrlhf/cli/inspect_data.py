@@ -5,36 +5,58 @@ python -m pipa_openrlhf.cli.inspect_data --data.dataset data.jsonl --model.model
 
 import os
 import sys
+from dataclasses import dataclass, field
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 
-from pipa_openrlhf.cli.checks import check_data
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.config import DataConfig, ModelSource, NumericsConfig, SeedConfig, check_downloads
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.settings import check_bounds, setting
 
 PERCENTILES = (0, 50, 90, 99, 100)
 SHOWN_OF_EACH_LABEL = 2
 GREEN, RED, GREY, DIM, RESET = "\033[32m", "\033[31m", "\033[90m", "\033[2m", "\033[0m"
 
 
-def main(args: SimpleNamespace) -> None:
+@dataclass(frozen=True)
+class InspectConfig:
+    """Of this command: the data as training reads it, and a tokenizer."""
+
+    model: ModelSource = field(default_factory=ModelSource)
+    ds: NumericsConfig = field(default_factory=NumericsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: SeedConfig = field(default_factory=SeedConfig)
+    use_ms: bool = setting(False, "download from ModelScope")
+
+    def check(self) -> None:
+        """Raises UserError."""
+        check_bounds(self)
+        self.data.check()
+        check_downloads(self.use_ms)
+        if not self.model.model_name_or_path:
+            raise UserError("--model.model_name_or_path is not given: name the model whose tokenizer is used")
+
+
+def main(config: InspectConfig) -> None:
     """Print everything about the data that the flags describe."""
-    check_data(args)
-    if not args.model.model_name_or_path:
-        raise UserError("--model.model_name_or_path is not given: name the model whose tokenizer is used")
-    from pipa_openrlhf.models.loading import load_tokenizer  # imports torch: flags are checked before
+    config.check()
+    from pipa_openrlhf.model.loading import load_tokenizer  # imports torch: flags are checked before
 
     tokenizer = load_tokenizer(
-        args.model.model_name_or_path,
-        use_fast=not args.data.disable_fast_tokenizer,
-        trust_remote_code=args.model.trust_remote_code,
+        config.model.model_name_or_path,
+        use_fast=not config.data.disable_fast_tokenizer,
+        trust_remote_code=config.model.trust_remote_code,
     )
     loaded = load_samples(
-        args, tokenizer, dataset=args.data.dataset, probs=args.data.dataset_probs, split=args.data.dataset_split
+        config,
+        tokenizer,
+        dataset=config.data.dataset,
+        probs=config.data.dataset_probs,
+        split=config.data.dataset_split,
     )
     print()
     print("\n".join(summary(loaded)))
@@ -57,6 +79,7 @@ def summary(loaded: LoadedData) -> list[str]:
     lines = [
         f"answers   {loaded.num_records} read, {len(samples)} used, of {problems} problems",
         f"labels    answers: {_share(right, len(samples))}; tokens: {_share(int(labels.sum()), len(labels))}",
+        "labelled  " + ", ".join(f"{count} by {source}" for source, count in loaded.label_sources.items()),
         f"masked    {int((~masks).sum())} response tokens outside every loss",
         f"length    {'':10}" + "".join(f"{f'{p}%':>8}" for p in PERCENTILES),
     ]

@@ -1,16 +1,16 @@
 """Print the table of objectives: ``python -m pipa_openrlhf.cli.objectives``"""
 
 import sys
-from types import SimpleNamespace
 
 from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.flags import NoConfig
 
 HEADER = ("objective", "prior on", "p(c=1|x)", "loss on the data", "level")
 
 
-def main(args: SimpleNamespace) -> None:
+def main(config: NoConfig) -> None:
     """One line an objective."""
-    from pipa_openrlhf.losses.objectives import objectives
+    from pipa_openrlhf.objectives.table import objectives
 
     rows = [HEADER] + [
         (one.name, one.prior_constraint, one.class_prior, one.data_loss, one.level) for one in objectives().values()

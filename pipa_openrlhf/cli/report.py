@@ -2,16 +2,38 @@
 
 import os
 import sys
-from types import SimpleNamespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.settings import setting
 
 
-def main(args: SimpleNamespace) -> None:
-    from pipa_openrlhf.evaluation import report
+@dataclass(frozen=True)
+class ReportSettings:
+    """What is compared, and where the page goes."""
 
-    flags = args.report
+    output: str = setting("report.html", "HTML file to write")
+    pictures: str | None = setting(None, "folder that gets each plot as an SVG file; unset: none")
+    title: str = setting("Evaluation report", "heading")
+    evaluations: Sequence[str] = setting((), "NAME=FOLDER, output folders of evaluate", nargs="+")
+    runs: Sequence[str] = setting((), "NAME=FOLDER, output folders of training, with metrics.jsonl", nargs="+")
+    baseline: str | None = setting(None, "what the others are compared with; unset: the first")
+    commands: str | None = setting(None, "text file with the commands that made the results")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Of this command."""
+
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+
+def main(config: ReportConfig) -> None:
+    from pipa_openrlhf.evaluate import report
+
+    flags = config.report
     folders = _named(flags.evaluations, "--report.evaluations")
     if not folders:
         raise UserError("--report.evaluations is required: NAME=FOLDER of one or more evaluations")
@@ -39,8 +61,8 @@ def _write_pictures(folder: str, sections: list[tuple[str, str, str]]) -> None:
 
 def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
     """Heading, picture and note of each plot that has data."""
-    from pipa_openrlhf.evaluation import plots
-    from pipa_openrlhf.evaluation.results import read_summary
+    from pipa_openrlhf.evaluate import report as plots
+    from pipa_openrlhf.evaluate.results import read_summary
 
     summaries = {name: read_summary(folder) for name, folder in folders.items()}
     note = "Greedy decoding on held-out problems. Error bars: 95 % Wilson intervals."
@@ -59,7 +81,7 @@ def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tupl
     return sections
 
 
-def _named(words: list[str], flag: str) -> dict[str, str]:
+def _named(words: Sequence[str], flag: str) -> dict[str, str]:
     named = {}
     for word in words:
         name, separator, folder = word.partition("=")

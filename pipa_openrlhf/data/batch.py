@@ -47,7 +47,7 @@ class Batch:
     """
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     attention_mask: torch.Tensor | None
     hidden_index: torch.Tensor
     targets: torch.Tensor
@@ -58,6 +58,11 @@ class Batch:
     log_p: torch.Tensor
     answer_label: torch.Tensor
     shared_row: SharedRow | None = None
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] values of the wanted tokens to [B, T], 0 at the others."""
+        zeros = values.new_zeros(self.labels.numel())
+        return zeros.index_copy(0, self.token_index, values).view(self.labels.shape)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""

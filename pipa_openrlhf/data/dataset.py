@@ -1,20 +1,22 @@
 """From the data flags to samples: the one call that trainers and tools make."""
 
+import logging
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.chat_template import use_chat_template
-from pipa_openrlhf.data.kto_columns import rename_kto_columns
-from pipa_openrlhf.data.labels import check_step_labels, keep_labels, match_pairs
-from pipa_openrlhf.data.readers import read_records
-from pipa_openrlhf.data.sources import read_rows
+from pipa_openrlhf.config import DataConfig, RunConfig
+from pipa_openrlhf.data.chat import use_chat_template
+from pipa_openrlhf.data.layouts import read_records
+from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.sources import Rows, read_rows
 from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,18 @@ class LoadedData:
         dropped: how many records were left out, by reason.
         format: the format the data was read as.
         num_records: answers read, before anything was left out.
+        label_sources: how many of them were labelled by what, see ``data/record.py``.
     """
 
     samples: list[Sample]
     dropped: dict[str, int]
     format: str
     num_records: int
+    label_sources: Counter[str]
 
 
 def load_samples(
-    args: SimpleNamespace,
+    config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
     dataset: str | None,
@@ -42,31 +46,32 @@ def load_samples(
     split: str = "train",
     max_samples: int | None = None,
     pairs_only: bool = False,
-    say: Say = print,
+    keep: str = "all",
+    rename: Callable[[Rows], Rows] = lambda rows: rows,
 ) -> LoadedData:
     """Read, check, tokenise, pair and filter a data set as the flags say.
 
     Args:
-        args: nested flags; ``data``, ``train.seed`` and ``use_ms`` are used.
+        config: ``data``, ``train.seed`` and ``use_ms`` are used.
         max_samples: unset: ``--data.max_samples``.
         pairs_only: the objective compares pairs.
-        say: prints one line; silent on all ranks but the first.
+        keep: ``positive``, ``negative`` or ``all`` answers.
+        rename: gives rows the columns that the layouts know.
 
     Raises:
         UserError: the data or a data flag cannot be used, or nothing is left of the data.
     """
-    flags = _checked_flags(args.data, tokenizer, say)
+    flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
-    rows = read_rows(dataset, probs, split, limit, args.train.seed, args.use_ms, say)
-    if getattr(flags, "input_key", None):
-        rows = rename_kto_columns(rows, flags.input_key, flags.output_key, flags.label_key)
+    rows = read_rows(dataset, probs, split, limit, config.train.seed, config.use_ms)
+    rows = rename(rows)
     name, records = read_records(rows, flags)
     why = "by its columns" if flags.format == "auto" else "by --data.format"
-    say(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
-    pairing = "given" if pairs_only and flags.pairing == "unpaired" else flags.pairing
+    log.info(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
+    pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
     if pairing == "given" and any(record.pair_id is None for record in records):
         raise UserError(
-            f"{dataset} holds single answers and pairs are wanted: give --data.pairing paired to match "
+            f"{dataset} holds single answers and pairs are wanted: give --data.pairing match to match "
             "each right answer with a wrong one of the same problem"
         )
     if flags.annotation == "step":
@@ -79,32 +84,34 @@ def load_samples(
         annotation=flags.annotation,
         step_separator=flags.step_separator,
     )
-    say(f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped"))
+    log.info(
+        f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped")
+    )
     if not samples:
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
     counts = dict(dropped.counts)
-    if pairing != "unpaired":
-        samples = _pair(samples, args.train.seed, pairing, dataset, counts, say)
-    samples = _keep(samples, getattr(flags, "keep", "all"), dataset, counts, say)
-    return LoadedData(samples, counts, name, len(records))
+    if pairing != "auto":
+        samples = _pair(samples, config.train.seed, pairing, dataset, counts)
+    samples = _keep(samples, keep, dataset, counts)
+    return LoadedData(samples, counts, name, len(records), Counter(one.label_source for one in records))
 
 
-def _checked_flags(flags: SimpleNamespace, tokenizer: PreTrainedTokenizerBase, say: Say) -> SimpleNamespace:
+def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
     """The data flags, with the input template dropped where OpenRLHF drops it."""
     template = flags.input_template
     if flags.apply_chat_template:
         use_chat_template(tokenizer, flags.tokenizer_chat_template)
     if template is not None and flags.apply_chat_template:
-        say("--data.input_template is not used with --data.apply_chat_template")
+        log.info("--data.input_template is not used with --data.apply_chat_template")
         template = None
     if template is not None and "{}" not in template:
-        say("--data.input_template has no {}: it is not used")
+        log.info("--data.input_template has no {}: it is not used")
         template = None
     if template is not None and "\\n" in template:
-        say("--data.input_template holds a backslash and an n, not a newline; in bash a newline is $'\\n'")
+        log.info("--data.input_template holds a backslash and an n, not a newline; in bash a newline is $'\\n'")
     if template is not None:
         _try_template(template)
-    return SimpleNamespace(**{**vars(flags), "input_template": template})
+    return replace(flags, input_template=template)
 
 
 def _try_template(template: str) -> None:
@@ -116,14 +123,12 @@ def _try_template(template: str) -> None:
         ) from None
 
 
-def _pair(
-    samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int], say: Say
-) -> list[Sample]:
+def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
     paired = match_pairs(samples, seed)
     unmatched = len(samples) - len(paired)
     given = sum(sample.pair_id is not None for sample in samples) // 2
     right = sum(sample.answer_label for sample in samples) - len(paired) // 2
-    say(
+    log.info(
         f"{dataset}: {len(paired) // 2} pairs{' (as given)' if given else ''}, "
         f"dropped without a partner: {right} right and {unmatched - right} wrong answers"
     )
@@ -134,13 +139,67 @@ def _pair(
     return paired
 
 
-def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int], say: Say) -> list[Sample]:
+def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
     if keep == "all":
         return samples
     kept = keep_labels(samples, keep)
-    say(f"{dataset}: {len(kept)} {keep} answers kept of {len(samples)} (--data.keep {keep})")
+    log.info(f"{dataset}: {len(kept)} {keep} answers kept of {len(samples)} (--data.keep {keep})")
     if len(kept) < len(samples):
         dropped[f"not {keep} (--data.keep)"] = len(samples) - len(kept)
     if not kept:
         raise UserError(f"{dataset}: --data.keep {keep}, but no answer is {keep}")
     return kept
+
+
+KEEP = {"positive": (1,), "negative": (0,), "all": (0, 1)}
+
+
+def check_step_labels(records: list[Record]) -> None:
+    """Refuse ``--data.annotation step`` on data without step labels.
+
+    Raises:
+        UserError: names the first record that has none.
+    """
+    for record in records:
+        if record.step_labels is None:
+            raise UserError(
+                f"{record.where}: --data.annotation step, but this answer has no step labels; "
+                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
+            )
+
+
+def match_pairs(samples: list[Sample], seed: int) -> list[Sample]:
+    """Chosen, rejected, chosen, rejected, ...: only what has a partner, in the order of each pair's first member.
+
+    Pairs that the data gave stay as they are. Single answers are matched at random within their problem; the result
+    depends on ``seed`` and on the order of the samples, on nothing else.
+    """
+    given: dict[int, list[int]] = defaultdict(list)
+    singles: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for index, sample in enumerate(samples):
+        if sample.pair_id is None:
+            singles[sample.problem_id][sample.answer_label].append(index)
+        else:
+            given[sample.pair_id].append(index)
+
+    pairs = [(pair_id, sides) for pair_id, sides in given.items() if len(sides) == 2]
+    next_id = max(given, default=-1) + 1
+    for problem_id, (wrong, right) in singles.items():
+        # Its own generator, seeded by text: another problem's answers do not change this one's matches.
+        shuffled = random.Random(f"{seed} {problem_id}")
+        shuffled.shuffle(right)
+        shuffled.shuffle(wrong)
+        for sides in zip(right, wrong, strict=False):
+            pairs.append((next_id, list(sides)))
+            next_id += 1
+    pairs.sort(key=lambda pair: min(pair[1]))
+    return [
+        replace(samples[index], pair_id=pair_id)
+        for pair_id, sides in pairs
+        for index in sorted(sides, key=lambda index: -samples[index].answer_label)
+    ]
+
+
+def keep_labels(samples: list[Sample], keep: str) -> list[Sample]:
+    """The samples whose answer is ``positive``, ``negative``, or ``all`` of them."""
+    return [sample for sample in samples if sample.answer_label in KEEP[keep]]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-
-from pipa_openrlhf.distributed.upstream import DistributedSampler
+import torch
 
 # Most padding of a global batch, as a share of its tokens, where another cut can lower it.
 MOST_PADDING = 0.05
@@ -80,9 +79,8 @@ def global_batches(
         prompts: [num_units] given, the units of a prompt stay together, in random order of prompts; one prompt may
             go on in the next batch. Otherwise the order is that of OpenRLHF's DistributedSampler.
     """
-    sampler = DistributedSampler(range(num_units), num_replicas=1, rank=0, shuffle=True, seed=seed)
-    sampler.set_epoch(epoch)
-    order = np.fromiter(sampler, dtype=np.int64, count=num_units)
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order = torch.randperm(num_units, generator=generator).numpy()
     if prompts is not None:
         order = gather(order, prompts)
     return [order[start : start + batch_size] for start in range(0, num_units, batch_size)]

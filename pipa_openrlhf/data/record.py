@@ -3,6 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 
+# Where a record's labels come from.
+FROM_COLUMN = "a column of labels"
+FROM_SIDE = "its side of a pair"
+FROM_LAST_STEP = "its last step"
+FROM_Q_VALUES = "Q values of its steps"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -13,6 +19,7 @@ class Record:
         steps: texts of the steps in order; an answer without steps is one step.
         step_labels: 1 (right) or 0 (wrong) a step, or None where the data has none.
         answer_label: 1 (right, chosen) or 0 (wrong, rejected).
+        label_source: where the labels come from, one of the constants above.
         problem_id: answers with the same one belong to the same problem.
         where: file and line, for messages.
         pair_id: the two sides of a pair share it; None for a single answer.
@@ -27,6 +34,7 @@ class Record:
     answer_label: int
     problem_id: str
     where: str
+    label_source: str = FROM_COLUMN
     pair_id: int | None = None
     masked_spans: tuple[tuple[int, int, int], ...] = ()
     messages: list[dict] | None = None

@@ -1,5 +1,6 @@
 """A record as text: the prompt, and the pieces of the answer that must not share a token."""
 
+import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -7,9 +8,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.chat_template import Spans
+from pipa_openrlhf.data.chat import Spans, Unusable, apply_template, apply_with_marks
 from pipa_openrlhf.data.record import Record
-from pipa_openrlhf.data.turns import render_turns
+from pipa_openrlhf.errors import UserError
 
 
 class Piece(NamedTuple):
@@ -82,3 +83,183 @@ def _pieces(answer: str, starts: list[int], masked: Spans) -> list[Piece]:
         )
         for start, end in pairwise(edges)
     ]
+
+
+REWRITES_PROMPT = "the chat template rewrites the prompt"
+REWRITES_STEPS = "the chat template rewrites the steps"
+LEAVES_OUT = "the chat template leaves out part of the answer"
+NO_TURNS = "the chat template does not show where the assistant's turns begin and end"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A rendered conversation, cut where the eos of its last message stood (that eos is added as a token).
+
+    Attributes:
+        prompt_len: characters of the prompt.
+        spans: characters that the model wrote, in order: its turns with their ends, without headers and other roles.
+        content_start: where the first assistant message's content begins.
+    """
+
+    text: str
+    prompt_len: int
+    spans: Spans
+    content_start: int
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer: list[dict], exact: bool) -> Turns:
+    """Prompt and answer through the chat template; an answer that follows an assistant's message continues it.
+
+    Args:
+        answer: ends with an assistant message.
+        exact: contents must stand in the text as they are; otherwise surrounding whitespace may be missing.
+
+    Raises:
+        Unusable: the template refuses the messages, changes the prompt, leaves out part of the answer, or does not
+            show what the model wrote.
+    """
+    eos = tokenizer.eos_token
+    conversation, prompt_text = _join(tokenizer, prompt, answer)
+    text, marks = apply_with_marks(tokenizer, conversation)
+    if not text.startswith(prompt_text):
+        raise Unusable(REWRITES_PROMPT)
+    first = len(conversation) - len(answer)
+    turns = [index for index in range(first, len(conversation)) if conversation[index]["role"] == "assistant"]
+    if marks is None:
+        spans = [_turn(tokenizer, conversation, index, first, text, len(prompt_text)) for index in turns]
+    else:
+        spans = _merge_marks(marks, text, len(prompt_text), eos)
+
+    edges = [len(prompt_text), *(edge for span in spans for edge in span), len(text)]
+    of_others = "\0".join(text[start:end] for start, end in zip(edges[::2], edges[1::2]))
+    others = [message["content"] for message in answer if message["role"] != "assistant"]
+    if not all(_is_written(content, of_others) for content in others):
+        raise Unusable(LEAVES_OUT)
+    position, content_start = len(prompt_text), None
+    for number, index in enumerate(turns):
+        own = spans if marks is not None else spans[number : number + 1]
+        start, position = _find_message(answer[index - first], text, own, position, exact)
+        content_start = start if content_start is None else content_start
+    cut = text.rfind(eos, position)
+    cut = len(text) if cut < 0 else cut
+    return Turns(text[:cut], len(prompt_text), spans, content_start)
+
+
+def _join(tokenizer, prompt: list[dict], answer: list[dict]) -> tuple[list[dict], str]:
+    """The conversation, and the text of its prompt."""
+    prompt, answer = _without_nulls(tokenizer, prompt, answer)
+    last, following = prompt[-1], answer[0]
+    by_assistant = following["role"] == "assistant"
+    if last["role"] == "assistant" and by_assistant and last["content"] and following["content"] is not None:
+        whole = {**last, **following, "content": last["content"] + following["content"]}
+        return [*prompt[:-1], whole, *answer[1:]], apply_template(tokenizer, prompt, continue_final_message=True)
+    return prompt + answer, apply_template(tokenizer, prompt, add_generation_prompt=by_assistant)
+
+
+def _without_nulls(tokenizer, prompt: list[dict], answer: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Empty texts for null contents, where the template writes "None" for null or cannot take it."""
+    given = prompt + answer
+    if all(message["content"] is not None for message in given):
+        return prompt, answer
+    empty = [{**message, "content": message["content"] or ""} for message in given]
+    try:
+        written = [apply_template(tokenizer, messages) for messages in (given, empty)]
+    except Unusable:
+        written = None
+    if written and written[0].count("None") == written[1].count("None"):
+        return prompt, answer
+    return empty[: len(prompt)], empty[len(prompt) :]
+
+
+def _turn(tokenizer, conversation: list[dict], index: int, first: int, text: str, prompt_len: int) -> tuple[int, int]:
+    """Where the assistant's message ``index`` begins, after its header, and ends, by rendering what comes before."""
+    start = prompt_len
+    if index > first:
+        before = apply_template(tokenizer, conversation[:index], add_generation_prompt=True)
+        if not text.startswith(before):
+            raise Unusable(NO_TURNS)
+        start = len(before)
+    if index == len(conversation) - 1:
+        return start, len(text)
+
+    # Some templates put more before a last message than before the same message elsewhere; its end is the same.
+    whole = apply_template(tokenizer, conversation[: index + 1]).rstrip()
+    ends = (start + len(whole) - cut for cut in range(start, len(whole)) if text.startswith(whole[cut:], start))
+    end = next(ends, None)
+    if end is None or not whole.startswith(text[:start]):
+        raise Unusable(NO_TURNS)
+    eos = tokenizer.eos_token
+    last_eos = text.rfind(eos, start, end)
+    if last_eos >= 0:
+        end = last_eos + len(eos)
+    elif text.startswith(eos, end):
+        end += len(eos)
+    return start, end
+
+
+def _merge_marks(marks: Spans, text: str, prompt_len: int, eos: str) -> Spans:
+    """Marked text after the prompt; the eos right after a mark is the model's too."""
+    spans: Spans = []
+    for start, end in sorted(marks):
+        if text.startswith(eos, end):
+            end += len(eos)
+        if end <= prompt_len:
+            continue
+        start = max(start, prompt_len)
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    if not spans:
+        raise Unusable(NO_TURNS)
+    return spans
+
+
+def _is_written(content: str | None, text: str) -> bool:
+    """Whether a template wrote the content, as text or inside JSON."""
+    content = (content or "").strip()
+    forms = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+    return content in text or any(form in text for form in forms)
+
+
+def _find_message(message: dict, text: str, spans: Spans, position: int, exact: bool) -> tuple[int, int]:
+    """Begin and end of a message's content within ``spans``, from ``position`` on."""
+    for call in message.get("tool_calls") or ():
+        name = call.get("function", call).get("name", "")
+        if not any(name in text[max(start, position) : end] for start, end in spans):
+            raise Unusable(LEAVES_OUT)
+    content = message["content"] or ""
+    for wanted in (content,) if exact else (content, content.strip()):
+        for start, end in spans:
+            found = text.find(wanted, max(start, position), end)
+            if found >= 0:
+                return found, found + len(wanted)
+    raise Unusable(REWRITES_STEPS if exact else LEAVES_OUT)
+
+
+def prompt_text(
+    question: str,
+    tokenizer: PreTrainedTokenizerBase,
+    input_template: str | None = None,
+    apply_chat_template: bool = False,
+) -> str:
+    """The question in the chat template, or else in ``input_template``, or else as it is.
+
+    As in training, a template without ``{}`` is not used.
+
+    Raises:
+        UserError: the chat template refuses the question, or ``input_template`` is no format string with one ``{}``.
+    """
+    if apply_chat_template:
+        try:
+            return apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+        except Unusable as reason:
+            raise UserError(f"{reason}; give --data.tokenizer_chat_template, or change the question") from reason
+    if input_template is None or "{}" not in input_template:
+        return question
+    try:
+        return input_template.format(question)
+    except (IndexError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
+        ) from error

@@ -7,15 +7,17 @@ JSON is parsed here, so that a message about a row can name its line. Everything
 import csv
 import itertools
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from pipa_openrlhf.data.fields import Cell
 from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Rows = list[tuple[str, dict]]
 
@@ -63,7 +65,6 @@ def read_rows(
     max_samples: int,
     seed: int,
     use_ms: bool = False,
-    say: Callable[[str], None] = print,
 ) -> Rows:
     """``(where, row)`` of every row, in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
 
@@ -76,7 +77,7 @@ def read_rows(
     """
     names = dataset_names(dataset)
     weights = None if probs is None else parse_probabilities(probs, len(names))
-    sources = [_read_one(name, split, max_samples, use_ms, say) for name in names]
+    sources = [_read_one(name, split, max_samples, use_ms) for name in names]
     if weights is None:
         return [row for rows in sources for row in rows][:max_samples]
     return [sources[source][index] for source, index in interleave_order(sources, weights, seed)][:max_samples]
@@ -94,14 +95,14 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
     return list(zip(mixed["source"], mixed["row"], strict=True))
 
 
-def _read_one(name: str, split: str, max_samples: int, use_ms: bool, say: Callable[[str], None]) -> Rows:
+def _read_one(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
     if name.lower().endswith(_JSON) and "://" not in name:
         rows = list(itertools.islice(read_json_rows(name), max_samples))
     else:
         rows = _read_with_openrlhf(name, split, max_samples, use_ms)
     if not rows:
         raise UserError(f"{name}: no rows; give a data set that has some")
-    say(f"{name}: {len(rows)} rows")
+    log.info(f"{name}: {len(rows)} rows")
     return rows
 
 

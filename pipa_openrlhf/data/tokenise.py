@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.chat_template import Unusable
+from pipa_openrlhf.data.chat import Unusable
 from pipa_openrlhf.data.record import Dropped, Record
 from pipa_openrlhf.data.render import Piece, Rendered, render
 from pipa_openrlhf.errors import UserError

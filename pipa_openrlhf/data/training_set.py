@@ -1,14 +1,17 @@
 """Samples as the trainer takes them: in units of one answer or one pair, with KTO's mismatched completions."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from pipa_openrlhf.data.batch import prompt_keys
-from pipa_openrlhf.data.next_match import NEVER, next_matches
-from pipa_openrlhf.data.plan import UnitSizes
+from pipa_openrlhf.data.batch import Batch, collate, prompt_keys
+from pipa_openrlhf.data.plan import UnitSizes, rank_micro_batches
 from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.prior.cache import PriorCache
 
 
 @dataclass(frozen=True)
@@ -73,39 +76,122 @@ def prompt_numbers(samples: list[Sample]) -> np.ndarray:
     return np.array([numbers.setdefault(key, len(numbers)) for key in prompt_keys(samples)], dtype=np.int64)
 
 
-def mismatched_completions(samples: list[Sample], max_len: int) -> tuple[Sample | None, ...]:
-    """For every sample its prompt with the answer of the next sample, cyclically, that is of another problem and fits.
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs in one forward pass; an idle rank runs a stand-in that must not count."""
 
-    Fixed once per data set, so that the prior's log-probs of mismatches are cached like all others. None where no
-    answer qualifies.
+    batch: Batch
+    is_idle: bool
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """A rank's part of one optimizer step: the answers, and KTO's mismatched completions of the same answers."""
+
+    answers: list[MicroBatch]
+    mismatched: list[MicroBatch]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """How samples become a batch.
+
+    Attributes:
+        cache: log-probs of the prior for every sample; None where the objective has no prior.
+        layout: see :func:`collate`.
+        keep_last_token: see :func:`collate`.
     """
-    numbers: dict[str, int] = {}
-    problems = np.array([numbers.setdefault(one.problem_id, len(numbers)) for one in samples], dtype=np.int64)
-    prompt_lens = np.array([one.prompt_len for one in samples], dtype=np.int64)
-    partners = np.full(len(samples), -1)
-    for has_prompt in (True, False):
-        # Without a prompt nothing predicts an answer's first token, so another one must be inside the mask.
-        usable = [one.mask[0 if has_prompt else 1 :].any() for one in samples]
-        sizes = np.array([len(one.labels) if fits else NEVER for one, fits in zip(samples, usable)], dtype=np.int64)
-        queries = np.flatnonzero((prompt_lens > 0) == has_prompt)
-        if len(queries):
-            partners[queries] = next_matches(problems, sizes, queries, max_len - prompt_lens[queries])
-    return tuple(
-        None if partner < 0 else _mismatch(own, samples[partner]) for own, partner in zip(samples, partners.tolist())
+
+    cache: PriorCache | None
+    pad_token_id: int
+    layout: str
+    keep_last_token: bool
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        log_p = None if self.cache is None else [self.cache.log_probs(sample) for sample in samples]
+        return collate(samples, log_p, self.pad_token_id, self.layout, keep_last_token=self.keep_last_token)
+
+
+class MicroBatches:
+    """Cuts sets of units of a data set into micro-batches of this rank.
+
+    Args:
+        micro_batch_size: see :func:`rank_micro_batches`.
+        by_size: units of similar length share a micro-batch; otherwise they keep their order.
+    """
+
+    def __init__(
+        self, data: TrainingSet, collator: Collator, rank: int, world_size: int, micro_batch_size: int, by_size: bool
+    ):
+        self.data = data
+        self.collator = collator
+        self._place = (rank, world_size, micro_batch_size)
+        self._sizes = data.sizes(collator.layout) if by_size else None
+        # Mismatched completions are a data set of their own: other lengths, and not every answer has one.
+        self._mismatched = TrainingSet([sample for sample in data.mismatched if sample is not None])
+        has_one = np.array([sample is not None for sample in data.mismatched], dtype=bool)
+        self._mismatch_of = np.where(has_one, np.cumsum(has_one) - 1, -1)
+        several = by_size and self._mismatched.samples
+        self._mismatched_sizes = self._mismatched.sizes(collator.layout) if several else None
+
+    @property
+    def prompts(self) -> np.ndarray | None:
+        """[num_units] number of each unit's prompt; None where units keep their order."""
+        return None if self._sizes is None else self._sizes.prompts
+
+    def step(self, units: np.ndarray) -> StepBatches:
+        """Everything this rank runs for a global batch of ``units``."""
+        return StepBatches(list(self.answers(units)), list(self.mismatched(units)))
+
+    def num_answers(self, units: np.ndarray) -> int:
+        """How many micro-batches :meth:`answers` yields."""
+        return len(rank_micro_batches(units, *self._place, self._sizes))
+
+    def answers(self, units: np.ndarray) -> Iterator[MicroBatch]:
+        """One at a time; the same number on every rank."""
+        return self._collate(self.data, rank_micro_batches(units, *self._place, self._sizes))
+
+    def mismatched(self, units: np.ndarray) -> Iterator[MicroBatch]:
+        """Mismatched completions of the answers of ``units``; none where no answer has one."""
+        if not self._mismatched.samples:
+            return iter(())
+        found = self._mismatch_of[self.data.rows(units)]
+        plan = rank_micro_batches(found[found >= 0], *self._place, self._mismatched_sizes)
+        return self._collate(self._mismatched, plan)
+
+    def _collate(self, data: TrainingSet, plan: list[np.ndarray]) -> Iterator[MicroBatch]:
+        for units in plan:
+            # An idle rank still runs a forward pass, on the first unit: ZeRO's collectives need every rank.
+            rows = data.rows(units if len(units) else np.array([0]))
+            yield MicroBatch(self.collator([data.samples[row] for row in rows]), is_idle=not len(units))
+
+
+class _Steps(Dataset):
+    """One item an optimizer step."""
+
+    def __init__(self, batches: list[np.ndarray], micro_batches: MicroBatches):
+        self.batches = batches
+        self.micro_batches = micro_batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> StepBatches:
+        return self.micro_batches.step(self.batches[step])
+
+
+def load_steps(batches: list[np.ndarray], micro_batches: MicroBatches, num_workers: int) -> DataLoader:
+    """:meth:`MicroBatches.step` of each global batch, prepared by worker processes where there are any."""
+    return DataLoader(
+        _Steps(batches, micro_batches),
+        batch_size=None,
+        num_workers=num_workers,
+        # With a generator of its own the loader leaves the one that dropout draws from alone, as resuming needs.
+        generator=torch.Generator(),
+        worker_init_fn=_share_by_name,
     )
 
 
-def _mismatch(own: Sample, other: Sample) -> Sample:
-    """The prompt of ``own`` with the answer of ``other``."""
-    mask = other.mask.copy()
-    if own.prompt_len == 0:
-        mask[0] = 0  # nothing predicts the first token
-    return replace(
-        own,
-        input_ids=np.concatenate([own.input_ids[: own.prompt_len], other.input_ids[other.prompt_len :]]),
-        labels=other.labels,
-        mask=mask,
-        step_ids=other.step_ids,
-        answer_label=other.answer_label,
-        pair_id=None,
-    )
+def _share_by_name(_worker: int) -> None:
+    """Tensors go to the trainer as named shared memory: by default each takes one of its file descriptors."""
+    torch.multiprocessing.set_sharing_strategy("file_system")

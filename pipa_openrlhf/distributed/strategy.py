@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -17,6 +16,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.devices import device, on_cpu
 from pipa_openrlhf.distributed.upstream import Actor, DeepspeedStrategy
 from pipa_openrlhf.errors import UserError
@@ -29,21 +29,21 @@ class Strategy(DeepspeedStrategy):
     """DeepspeedStrategy without its CUDA-only calls; gradient scaling and accumulation belong to our trainer.
 
     Args:
-        args: nested flags.
+        settings: of the run.
         value_lr: learning rate of the value head; None: the policy's.
     """
 
-    def __init__(self, args: SimpleNamespace, value_lr: float | None = None):
+    def __init__(self, settings: RunConfig, value_lr: float | None = None):
         super().__init__(
-            seed=args.train.seed,
-            full_determinism=args.train.full_determinism_enable,
-            max_norm=args.max_norm,
+            seed=settings.train.seed,
+            full_determinism=settings.train.full_determinism_enable,
+            max_norm=settings.max_norm,
             micro_train_batch_size=1,
             train_batch_size=1,
-            zero_stage=args.ds.zero_stage,
-            args=args,
+            zero_stage=settings.ds.zero_stage,
+            args=settings,
         )
-        self.value_lr = args.adam.lr if value_lr is None else value_lr
+        self.value_lr = settings.adam.lr if value_lr is None else value_lr
         self.num_trained = LARGEST_BUCKET
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=60)) -> None:

@@ -1,12 +1,33 @@
 """The one place that imports OpenRLHF's models, strategy and data helpers.
 
+What is taken from it, and what for:
+
+===============================  ===================================================================================
+``Actor``                        base of our PolicyActor: gradient checkpointing, and what the strategy can prepare
+``DeepspeedStrategy``            base of our Strategy: DeepSpeed's configs, optimizers, preparing of models, seeds,
+                                 ranks. Of its private methods ours overrides ``_ds_init_train_model`` and
+                                 ``_get_model_parameters``
+``set_z3_leaf_modules``          mixtures of experts under ZeRO-3
+``_patch_zero3_weight_mapping``  loading of renamed weights under ZeRO-3
+``blending_datasets``            reading of data sets from files, folders and the hub
+===============================  ===================================================================================
+
+None of them knows of DPO: OpenRLHF's SFT and reward trainers use them too. Should OpenRLHF drop its DPO, as it did
+KTO, training here goes on unchanged: the flags are written out in ``config.py``, and the losses are ours. What
+compares us with it would stay at the last version that has it, or go: ``tests/cli/test_upstream_flags.py`` reads the
+flags of ``openrlhf.cli.train_dpo``, tests of the losses call ``DPOLoss``, ``benchmarks/`` runs ``DPOTrainer``. Should
+one of the names above move or go, this file is where to import it from its new place, or to put a copy of our own.
+
 ``openrlhf.models`` imports two flash_attn modules at its top. On a machine without flash-attn they are replaced for
 the duration of that import by transformers' own padding helpers, and taken away again, so that nothing else believes
 flash-attn to be installed.
 """
 
 import importlib.machinery
+import importlib.metadata
 import importlib.util
+import logging
+import os
 import sys
 import types
 from contextlib import contextmanager
@@ -57,6 +78,19 @@ def _flash_attn_standin():
             sys.modules.pop(made.__name__, None)
 
 
+def _name_another_version() -> None:
+    """One line, from the first rank, where the installed OpenRLHF is not the one that this package was tested with."""
+    try:
+        found = importlib.metadata.version("openrlhf")
+    except importlib.metadata.PackageNotFoundError:
+        found = "without a version"
+    if found.split("+")[0] != REQUIRED_VERSION and os.environ.get("RANK", "0") == "0":
+        logging.getLogger(__name__).warning(
+            "OpenRLHF %s is installed; pipa_openrlhf was tested with %s: pip install openrlhf==%s",
+            *(found, REQUIRED_VERSION, REQUIRED_VERSION),
+        )
+
+
 def _import_openrlhf():
     try:
         if flash_attn_installed():
@@ -71,18 +105,17 @@ def _import_openrlhf():
 
 
 _import_openrlhf()
+_name_another_version()
 
 from openrlhf.datasets.utils import blending_datasets  # noqa: E402
 from openrlhf.models import Actor  # noqa: E402
 from openrlhf.models.actor import _patch_zero3_weight_mapping as patch_zero3_weight_mapping  # noqa: E402
 from openrlhf.models.utils import set_z3_leaf_modules  # noqa: E402
 from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
-from openrlhf.utils.distributed_sampler import DistributedSampler  # noqa: E402
 
 __all__ = [
     "Actor",
     "DeepspeedStrategy",
-    "DistributedSampler",
     "blending_datasets",
     "patch_zero3_weight_mapping",
     "set_z3_leaf_modules",

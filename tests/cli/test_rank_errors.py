@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from pipa_openrlhf.cli import entry, rank_errors
+from pipa_openrlhf.cli import entry
+from pipa_openrlhf.cli import entry as rank_errors
 from pipa_openrlhf.errors import UserError
 
 RANK = """

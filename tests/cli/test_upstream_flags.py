@@ -10,10 +10,10 @@ from datetime import datetime
 import pytest
 from tiny import train
 
-from pipa_openrlhf.cli.args import FLAG_GROUPS, build_parser, parse_args
+from pipa_openrlhf.cli.flags import MODULES, build_parser, parse
 from pipa_openrlhf.errors import UserError
 
-MODULES = sorted(name for name in FLAG_GROUPS if name.startswith("train_"))
+MODULES = sorted(name for name in MODULES if name.startswith("train_"))
 # Ours, and no other.
 EXCEPTIONS = {
     "ckpt.path": {"default": None},
@@ -62,13 +62,13 @@ def test_flag_is_upstreams(module, word):
 @pytest.mark.parametrize("module", MODULES)
 def test_help_lists_every_flag(module, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_args(module, ["--help"])
+        parse(module, ["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert [word for word in UPSTREAM if word not in text] == []
 
 
-@pytest.mark.parametrize("module", sorted(FLAG_GROUPS))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_flag_has_help(module):
     assert [action.dest for action in build_parser(module)._actions if not action.help] == []
 
@@ -77,17 +77,15 @@ def test_every_flag_has_help(module):
 @pytest.mark.parametrize("word", ["--data.datasett", "--data.datas", "--adam.l", "--model.bet", "--beta", "stray"])
 def test_unknown_and_abbreviated_flags_are_errors(module, word):
     with pytest.raises(UserError) as error:
-        parse_args(module, [word, "1"] if word != "stray" else [word])
+        parse(module, [word, "1"] if word != "stray" else [word])
     assert word.lstrip("-") in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_of_a_repeated_flag_the_last_wins(module):
-    args = parse_args(module, ["--adam.lr", "1", "--train.batch_size", "2", "--adam.lr", "3", "--train.batch_size=4"])
+    args = parse(module, ["--adam.lr", "1", "--train.batch_size", "2", "--adam.lr", "3", "--train.batch_size=4"])
     assert args.adam.lr == 3 and args.train.batch_size == 4
-    args = parse_args(
-        module, ["--muon.no_nesterov", "--ds.lora.target_modules", "a", "b", "--adam.betas", "0.1", "0.2"]
-    )
+    args = parse(module, ["--muon.no_nesterov", "--ds.lora.target_modules", "a", "b", "--adam.betas", "0.1", "0.2"])
     assert args.muon.nesterov is False and args.ds.lora.target_modules == ["a", "b"] and args.adam.betas == [0.1, 0.2]
 
 
@@ -95,7 +93,7 @@ def test_args_json_holds_every_flag(small_run, tmp_path):
     words = small_run("out", **{"data.step_separator": "\\n", "ckpt.path": tmp_path / "elsewhere"})
     train("train_pipa", *words)
     record = json.loads((tmp_path / "out" / "args.json").read_text())
-    flags = {action.dest for action in build_parser("train_pipa")._actions} - {"help"}
+    flags = {action.dest for action in build_parser("train_pipa")._actions} - {"help", "config"}
     assert {name for name in record if not name.startswith("resolved.")} == flags
     defaults = build_parser("train_pipa").parse_args([])
     # Not given: as upstream has it, whatever this machine made of it.

@@ -1,13 +1,12 @@
 """Small tokenizers made on the spot, the data flags at their defaults, and files to read."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipa_openrlhf.cli.args import parse_args
+from pipa_openrlhf.config import DataConfig, RunConfig
 
 EOS = "<eos>"
 CORPUS = ["the cat sat on the mat", "one plus two is three", "Step 1: 12 + 7 = 19\nStep 2: 19 * 3 = 57\n#### 57"] * 5
@@ -75,11 +74,8 @@ def chat() -> PreTrainedTokenizerFast:
 def make_args():
     """Flags of train_pipa at their defaults, some of the data flags changed: ``make_args(annotation="step")``."""
 
-    def make(**data) -> SimpleNamespace:
-        args = parse_args("train_pipa", [])
-        for name, value in data.items():
-            setattr(args.data, name, value)
-        return args
+    def make(**data) -> RunConfig:
+        return RunConfig(data=DataConfig(**data))
 
     return make
 

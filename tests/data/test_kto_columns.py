@@ -1,11 +1,11 @@
 """The columns of OpenRLHF 0.9's KTO data, and its flags' new names."""
 
-import baselines
 import pytest
-from baselines import mismatch_ratios, reference_point, scored
+import reference
+from reference import mismatch_ratios, reference_point, scored
 from tiny import flags, run_in_process, train, write_jsonl
 
-from pipa_openrlhf.cli.args import build_parser, parse_args
+from pipa_openrlhf.cli.flags import build_parser, parse
 from pipa_openrlhf.cli.renamed_flags import RENAMED
 from pipa_openrlhf.errors import UserError
 
@@ -46,7 +46,7 @@ def test_text_columns(tiny_models, run_flags):
     answers = [scored(tiny_models, prompt, [answer], [label], "answer") for prompt, answer, label in ROWS]
     z0 = reference_point(mismatch_ratios(tiny_models, answers))
     assert row["kl"] == pytest.approx(z0, rel=1e-4)
-    assert row["loss"] == pytest.approx(baselines.kto(answers, z0), rel=1e-4)
+    assert row["loss"] == pytest.approx(reference.kto(answers, z0), rel=1e-4)
 
 
 def test_conversations_whole_or_in_two_columns_are_the_same_data(run_flags):
@@ -110,7 +110,7 @@ def test_refusals_name_the_row_and_the_flag(run_flags, capsys, row, keys, messag
 )
 def test_old_flags_are_answered_with_their_new_names(module, old, new):
     with pytest.raises(UserError, match=f"{old.split('=')[0]}.* of OpenRLHF 0.9 is called {new} here"):
-        parse_args(module, ["--data.dataset", "x", old, "1"])
+        parse(module, ["--data.dataset", "x", old, "1"])
 
 
 def test_all_old_flags_of_a_script_are_answered_at_once():
@@ -125,7 +125,7 @@ def test_all_old_flags_of_a_script_are_answered_at_once():
         "--packing_samples",
     ]
     with pytest.raises(UserError) as refused:
-        parse_args("train_kto", ["--data.dataset", "x", *old])
+        parse("train_kto", ["--data.dataset", "x", *old])
     assert str(refused.value).split("; ") == [
         "--pretrain of OpenRLHF 0.9 is called --model.model_name_or_path here",
         "--train_batch_size of OpenRLHF 0.9 is called --train.batch_size here",

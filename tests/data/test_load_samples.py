@@ -1,8 +1,10 @@
 """The whole way from flags and a file to samples, and what is printed about it."""
 
+from dataclasses import replace
+
 import pytest
 
-from pipa_openrlhf.cli.args import parse_args
+from pipa_openrlhf.config import TrainConfig
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.errors import UserError
 
@@ -10,16 +12,13 @@ PAIR = {"prompt": "the\n", "chosen": "cat", "rejected": "mat"}
 
 
 @pytest.fixture
-def load(make_args, tokenizers):
-    lines = []
+def load(make_args, tokenizers, log_lines):
+    def load(path, tokenizer=None, seed=42, keep="all", **flags):
+        log_lines.clear()
+        config = replace(make_args(**flags), train=TrainConfig(seed=seed))
+        return load_samples(config, tokenizer or tokenizers["bytes"], dataset=path, keep=keep)
 
-    def load(path, tokenizer=None, seed=42, **flags):
-        lines.clear()
-        args = make_args(**flags)
-        args.train.seed = seed
-        return load_samples(args, tokenizer or tokenizers["bytes"], dataset=path, say=lines.append)
-
-    load.lines = lines
+    load.lines = log_lines
     return load
 
 
@@ -50,9 +49,9 @@ def test_a_pair_that_does_not_fit_goes_as_a_whole_only_when_paired(load, write_r
     loaded = load(path, max_len=20)
     assert [sample.pair_id for sample in loaded.samples] == [0, 0, 1]
     assert loaded.dropped == {"longer than --data.max_len": 1}
-    loaded = load(path, max_len=20, pairing="paired")
+    loaded = load(path, max_len=20, pairing="match")
     assert [sample.pair_id for sample in loaded.samples] == [0, 0]
-    assert loaded.dropped == {"longer than --data.max_len": 1, "without a partner (--data.pairing paired)": 1}
+    assert loaded.dropped == {"longer than --data.max_len": 1, "without a partner (--data.pairing match)": 1}
     assert load.lines[-1] == f"{path}: 1 pairs (as given), dropped without a partner: 0 right and 1 wrong answers"
 
 
@@ -64,14 +63,14 @@ def test_single_answers_are_paired_after_the_length_filter(load, write_rows):
     ]
     path = write_rows(rows)
     for seed in range(4):
-        loaded = load(path, max_len=20, pairing="paired", seed=seed)
+        loaded = load(path, max_len=20, pairing="match", seed=seed)
         assert [sample.where for sample in loaded.samples] == [f"{path} line 2", f"{path} line 3"]
 
 
 def test_nothing_to_pair(load, write_rows):
     path = write_rows([{"prompt": "the", "completion": "cat", "label": 1}])
     with pytest.raises(UserError, match="found no problem with a right and a wrong answer"):
-        load(path, pairing="paired")
+        load(path, pairing="match")
 
 
 @pytest.mark.parametrize("keep, expected", [("positive", [1]), ("negative", [0]), ("all", [1, 0])])
@@ -99,7 +98,7 @@ def test_max_samples_counts_rows(load, write_rows, make_args, tokenizers):
     path = write_rows([PAIR] * 3)
     assert len(load(path, max_samples=2).samples) == 4
     args = make_args(max_samples=2)
-    loaded = load_samples(args, tokenizers["bytes"], dataset=path, max_samples=3, say=lambda line: None)
+    loaded = load_samples(args, tokenizers["bytes"], dataset=path, max_samples=3)
     assert len(loaded.samples) == 6
 
 
@@ -212,28 +211,26 @@ def test_what_a_template_cuts_off_an_answer_is_counted(load, write_rows, chat):
 SINGLES = [{"prompt": "the\n", "completion": text, "label": label} for text, label in (("cat", True), ("mat", False))]
 # What becomes of data, by the value of --data.pairing and whether the objective compares pairs.
 OUTCOMES = {
-    ("unpaired", False): {"pairs": 2, "singles": 2},
-    ("unpaired", True): {"pairs": 2, "singles": "holds single answers"},
+    ("auto", False): {"pairs": 2, "singles": 2},
+    ("auto", True): {"pairs": 2, "singles": "holds single answers"},
     ("given", False): {"pairs": 2, "singles": "holds single answers"},
     ("given", True): {"pairs": 2, "singles": "holds single answers"},
-    ("paired", False): {"pairs": 2, "singles": 2},
-    ("paired", True): {"pairs": 2, "singles": 2},
+    ("match", False): {"pairs": 2, "singles": 2},
+    ("match", True): {"pairs": 2, "singles": 2},
 }
 
 
-@pytest.mark.parametrize("is_typed", [False, True])
 @pytest.mark.parametrize("pairing, pairs_only", OUTCOMES)
-def test_pairing_is_the_same_typed_or_by_default(write_rows, tokenizers, pairing, pairs_only, is_typed):
+def test_pairing(write_rows, tokenizers, make_args, pairing, pairs_only):
     for kind, rows in (("pairs", [PAIR]), ("singles", SINGLES)):
-        args = parse_args("train_pipa", ["--data.pairing", pairing] if is_typed else [])
-        args.data.pairing = pairing
+        args = make_args(pairing=pairing)
         path, expected = write_rows(rows), OUTCOMES[pairing, pairs_only][kind]
-        options = {"dataset": path, "pairs_only": pairs_only, "say": lambda line: None}
+        options = {"dataset": path, "pairs_only": pairs_only}
         if isinstance(expected, str):
-            with pytest.raises(UserError, match=f"{expected}.*--data.pairing paired"):
+            with pytest.raises(UserError, match=f"{expected}.*--data.pairing match"):
                 load_samples(args, tokenizers["bytes"], **options)
         else:
             samples = load_samples(args, tokenizers["bytes"], **options).samples
             assert len(samples) == expected
-            matched = pairing == "paired" or kind == "pairs"
+            matched = pairing == "match" or kind == "pairs"
             assert (samples[0].pair_id is not None and samples[0].pair_id == samples[1].pair_id) is matched

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipa_openrlhf.data.labels import keep_labels, match_pairs
+from pipa_openrlhf.data.dataset import keep_labels, match_pairs
 from pipa_openrlhf.data.tokenise import Sample
 
 ANSWERS = st.lists(st.tuples(st.sampled_from("pqr"), st.integers(0, 1)), max_size=25)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openrlhf.utils.distributed_sampler import DistributedSampler
 
 from pipa_openrlhf.data.plan import UnitSizes, cut, global_batches, rank_micro_batches
-from pipa_openrlhf.distributed.upstream import DistributedSampler
-from pipa_openrlhf.generation.word_problems import generate_problems
+from recipes.word_problems.problems import generate_problems
 
 LAYOUTS = ("padded", "packed", "shared")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipa_openrlhf.data.readers import read_records
+from pipa_openrlhf.data.layouts import read_records
 
 USER = {"role": "user", "content": "Q"}
 USER_B = {"role": "user", "content": "other"}

@@ -110,7 +110,7 @@ def change(row: dict, changes: dict) -> dict:
 
 def refusal(args, tokenizer, path: str) -> str:
     with pytest.raises(UserError) as error:
-        load_samples(args, tokenizer, dataset=path, say=lambda line: None)
+        load_samples(args, tokenizer, dataset=path)
     message = str(error.value)
     assert "\n" not in message
     assert "; " in message, "says what to do"
@@ -137,13 +137,13 @@ def test_bad_conversations(row, problem, make_args, chat, write_rows):
 def test_a_named_prompt_column_must_exist(make_args, tokenizers, write_rows):
     path = write_rows([GOOD["paired"]])
     with pytest.raises(UserError, match=r"line 1: no column 'question' \(columns: prompt, chosen, rejected\)"):
-        load_samples(make_args(prompt_key="question"), tokenizers["bytes"], dataset=path, say=lambda line: None)
+        load_samples(make_args(prompt_key="question"), tokenizers["bytes"], dataset=path)
 
 
 def test_unknown_columns_name_what_there_is_and_what_is_needed(make_args, tokenizers, write_rows):
     path = write_rows([{"question": "Q", "answer": "A"}])
     with pytest.raises(UserError) as error:
-        load_samples(make_args(), tokenizers["bytes"], dataset=path, say=lambda line: None)
+        load_samples(make_args(), tokenizers["bytes"], dataset=path)
     assert f"{path} line 1: no known format has the columns question, answer" in str(error.value)
     assert "unpaired (completion and label)" in str(error.value)
 
@@ -152,7 +152,7 @@ def test_unknown_columns_name_what_there_is_and_what_is_needed(make_args, tokeni
 def test_step_annotation_needs_step_labels(kind, make_args, tokenizers, write_rows):
     path = write_rows([GOOD[kind]])
     with pytest.raises(UserError, match="line 1: --data.annotation step, but this answer has no step labels"):
-        load_samples(make_args(annotation="step"), tokenizers["bytes"], dataset=path, say=lambda line: None)
+        load_samples(make_args(annotation="step"), tokenizers["bytes"], dataset=path)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_step_annotation_needs_step_labels(kind, make_args, tokenizers, write_ro
 )
 def test_bad_flags(flags, problem, make_args, tokenizers, write_rows):
     with pytest.raises(UserError, match=problem):
-        load_samples(make_args(**flags), tokenizers["bytes"], dataset=write_rows([GOOD["unpaired"]]), say=print)
+        load_samples(make_args(**flags), tokenizers["bytes"], dataset=write_rows([GOOD["unpaired"]]))
 
 
 def test_a_tokenizer_without_eos(make_args, tokenizers, write_rows):
     tokenizer = deepcopy(tokenizers["bytes"])
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="the tokenizer has no eos token"):
-        load_samples(make_args(), tokenizer, dataset=write_rows([GOOD["unpaired"]]), say=lambda line: None)
+        load_samples(make_args(), tokenizer, dataset=write_rows([GOOD["unpaired"]]))

@@ -11,7 +11,7 @@ from pipa_openrlhf.errors import UserError
 
 
 def read(dataset, probs=None, split="train", max_samples=1_000_000, seed=42):
-    return read_rows(dataset, probs, split, max_samples, seed, say=lambda line: None)
+    return read_rows(dataset, probs, split, max_samples, seed)
 
 
 def table(name: str, count: int) -> datasets.Dataset:

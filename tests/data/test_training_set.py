@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import random_samples
 
-from pipa_openrlhf.data.training_set import TrainingSet, mismatched_completions
+from pipa_openrlhf.data.training_set import TrainingSet
+from pipa_openrlhf.objectives.mismatches import mismatched_completions
 
 
 def test_a_mismatch_takes_the_next_answer_that_can_be_scored():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipa_openrlhf.data.dataset import load_samples
-from pipa_openrlhf.data.readers import read_records
+from pipa_openrlhf.data.layouts import read_records
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.tokenise import tokenise
 
@@ -189,7 +189,7 @@ def test_a_prompt_that_ends_in_an_assistants_turn_is_continued(one, chat, templa
 def test_steps_after_a_prompt_that_is_continued(make_args, chat, write_rows):
     row = {"prompt": [USER, says("assistant", "a\n")], "completions": ["b", "c"], "labels": [1, 0]}
     args = make_args(apply_chat_template=True, annotation="step")
-    [sample] = load_samples(args, chat, dataset=write_rows([row]), say=lambda line: None).samples
+    [sample] = load_samples(args, chat, dataset=write_rows([row])).samples
     assert chat.decode(sample.input_ids) == "<|user|>\nQ\n<|assistant|>\na\nb\nc<eos>"
     assert sample.labels.tolist() == [1, 1, 0, 0]
 

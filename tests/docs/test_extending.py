@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from baselines import BETA, mean, scored
+from reference import BETA, mean, scored
 from tiny import flags, run_in_process, train, write_jsonl
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
@@ -109,19 +109,19 @@ def test_a_file_may_hold_dataclasses_with_postponed_annotations(run_flags):
     assert row["loss"] > 0
 
 
-NO_LOSS = "make_objective = lambda settings: Objective('x', '', '', '', '')"
-STEP_LEVEL = "make_objective = lambda settings: Objective('Mine', '', '', '', '', abs, needs_step_labels=True)"
-IMPORT = "from pipa_openrlhf.losses.objectives import Objective\n"
+NO_LOSS = "make_objective = lambda config: Objective('x', '', '', '', '')"
+STEP_LEVEL = "make_objective = lambda config: Objective('Mine', '', '', '', '', abs, needs_step_labels=True)"
+IMPORT = "from pipa_openrlhf.objectives.objective import Objective\n"
 
 
 @pytest.mark.parametrize(
     "source, message",
     [
         (None, "no such file"),
-        ("def make_objective(settings):\n    return (\n", "line 2: '(' was never closed"),
-        ("loss = 1\n", "it must define make_objective(settings)"),
-        ("make_objective = 1\n", "it must define make_objective(settings)"),
-        ("def make_objective(settings):\n    return 'dpo'\n", "must return an Objective, got 'dpo'"),
+        ("def make_objective(config):\n    return (\n", "line 2: '(' was never closed"),
+        ("loss = 1\n", "it must define make_objective(config)"),
+        ("make_objective = 1\n", "it must define make_objective(config)"),
+        ("def make_objective(config):\n    return 'dpo'\n", "must return an Objective, got 'dpo'"),
         (IMPORT + NO_LOSS, "set exactly one of token_loss and answer_loss"),
         (IMPORT + STEP_LEVEL, "Mine needs step labels: give --data.annotation step"),
     ],

@@ -1,0 +1,205 @@
+"""From words of a command line and a YAML file to a config.
+
+The flags are the fields of the config's dataclasses (``settings.py``); what is here is how they are written down.
+Nothing heavy is imported: a wrong flag is reported before transformers, DeepSpeed or a model is loaded.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from pipa_openrlhf.cli.renamed_flags import RENAMED
+from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.objectives.table import FAMILIES
+from pipa_openrlhf.settings import Setting, settings_of, updated
+
+TRAINING_MODULES = ("train", *(family.module for family in FAMILIES.values()))
+# Where the config of every other module is.
+_CONFIGS = {
+    "inspect_data": "pipa_openrlhf.cli.inspect_data:InspectConfig",
+    "sample": "pipa_openrlhf.generate.config:SampleConfig",
+    "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
+    "report": "pipa_openrlhf.cli.report:ReportConfig",
+    "objectives": "pipa_openrlhf.cli.flags:NoConfig",
+}
+MODULES = (*TRAINING_MODULES, *_CONFIGS)
+OBJECTIVE = "objective"
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """Of a command without settings."""
+
+
+def parse(module: str | type, argv: list[str] | None = None) -> Any:
+    """The config that a command line describes.
+
+    ``--config FILE`` is read first, so that a flag on the command line wins.
+
+    Args:
+        module: name of an entry point in ``pipa_openrlhf.cli``, such as ``"train_pipa"``, or a class of configs.
+        argv: None: of this process.
+
+    Raises:
+        UserError: an unknown, abbreviated or malformed flag, or a file that is no config of this module.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    path = _last_value(argv, "config")
+    in_file = _read_yaml(path) if path is not None else {}
+    base = new_config(module, _last_value(argv, OBJECTIVE) or in_file.get(OBJECTIVE))
+    parser = build_parser(module, base)
+    shown = {one.name: one for one in shown_settings(base)}
+    words = list(_words(path, in_file, shown))
+    values = vars(parser.parse_args(words + argv))
+    return updated(base, {name: _as_default(values[name], one.default) for name, one in shown.items()})
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """``value``, or the default where a list of words says the same: a flag that was typed changes nothing by that."""
+    return default if isinstance(value, list) and (value == [default] or tuple(value) == default) else value
+
+
+def new_config(module: str | type, objective: str | None = None) -> Any:
+    """A config of ``module`` with every setting at its default.
+
+    Args:
+        objective: family in the table of objectives; None: the module's own, or PIPA.
+
+    Raises:
+        UserError: there is no such family, or the module trains another one.
+    """
+    if isinstance(module, type):
+        return module()
+    if module in _CONFIGS:
+        place, _, name = _CONFIGS[module].partition(":")
+        return getattr(importlib.import_module(place), name)()
+    own = next((name for name, family in FAMILIES.items() if family.module == module), None)
+    if objective is not None and objective not in FAMILIES:
+        raise UserError(f"--{OBJECTIVE} {objective} is not one of {', '.join(FAMILIES)}")
+    if own is not None and objective not in (None, own):
+        raise UserError(f"{module} trains {own} and the config file names {objective}: use cli.train")
+    return RunConfig(objective=FAMILIES[own or objective or "pipa"]())
+
+
+def shown_settings(config: Any) -> Iterator[Setting]:
+    """The settings of ``config`` that are flags of its command."""
+    hidden = config.objective.hidden_groups if isinstance(config, RunConfig) else ()
+    return (one for one in settings_of(config) if one.path[0] not in hidden)
+
+
+def build_parser(module: str | type, config: Any = None) -> argparse.ArgumentParser:
+    """Parser of one entry point, with the defaults of ``config`` (None: a new one)."""
+    config = new_config(module) if config is None else config
+    parser = _Parser(
+        prog=module.__module__ if isinstance(module, type) else f"pipa_openrlhf.cli.{module}",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", type=str, default=None, help="YAML file of flags; the command line wins")
+    if module == "train":
+        parser.add_argument(
+            f"--{OBJECTIVE}", type=str, default="pipa", choices=list(FAMILIES), help="family of objectives"
+        )
+    for one in shown_settings(config):
+        _add_flag(parser, one)
+    return parser
+
+
+def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
+    options: dict[str, Any] = dict(dest=one.name, default=one.default, help=one.spec.help)
+    if one.is_switch:
+        parser.add_argument(f"--{one.name}", action="store_true", **options)
+        if one.spec.negation:
+            group = one.name.rpartition(".")[0]
+            parser.add_argument(f"--{group}.{one.spec.negation}", action="store_false", **options)
+        return
+    if one.spec.choices:
+        options["choices"] = list(one.spec.choices)
+    kind = one.spec.parse or (_true_false if one.type is bool else one.type)
+    parser.add_argument(f"--{one.name}", type=kind, nargs=one.spec.nargs, **options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        known = self._option_string_actions
+        renamed = []
+        for word in message.split():
+            name = word.split("=")[0]
+            new_name = RENAMED.get(name[2:]) if name.startswith("--") else None
+            if f"--{new_name}" in known and name not in known:
+                renamed.append(f"{name} of OpenRLHF 0.9 is called --{new_name} here")
+        if renamed:
+            raise UserError("; ".join(renamed))
+        raise UserError(f"{message} (see --help)")
+
+
+def _true_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def _last_value(argv: list[str], name: str) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=None)
+    parser.error = lambda message: None  # the whole parser says it better
+    try:
+        return getattr(parser.parse_known_args(argv)[0], name)
+    except (TypeError, argparse.ArgumentError):
+        return None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """Dotted name to value; nesting and dots are the same.
+
+    Raises:
+        UserError: no such file, or it does not hold settings.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"--config {path}{line}: not YAML ({reason}); write `name: value` lines") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: it holds no settings; write `name: value` lines")
+    return dict(_flat(content))
+
+
+def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _words(path: str | None, in_file: dict[str, Any], shown: dict[str, Setting]) -> Iterator[str]:
+    """The settings of a file as words of a command line."""
+    for name, value in in_file.items():
+        if name == OBJECTIVE or value is None:
+            continue
+        if name not in shown:
+            raise UserError(f"--config {path}: {name} is no setting of this command (see --help)")
+        one = shown[name]
+        if one.is_switch:
+            if not isinstance(value, bool):
+                raise UserError(f"--config {path}: {name} is true or false, got {value!r}")
+            if value:
+                yield f"--{name}"
+            elif one.spec.negation:
+                yield f"--{name.rpartition('.')[0]}.{one.spec.negation}"
+        elif isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        else:
+            yield f"--{name}={str(value).lower() if isinstance(value, bool) else value}"

@@ -1,0 +1,26 @@
+"""Train with any family of objectives in the table: ``python -m pipa_openrlhf.cli.train --objective NAME ...``
+
+``train_pipa``, ``train_dpo``, ``train_kto`` and ``train_sft`` are this with their own family.
+"""
+
+import sys
+
+from pipa_openrlhf.cli.entry import StopOnSignals, run
+from pipa_openrlhf.config import RunConfig
+
+
+def main(config: RunConfig) -> None:
+    """Check the flags before anything heavy is imported, then train."""
+    config.check()
+    from pipa_openrlhf.train.run import train
+
+    train(config, [StopOnSignals()])
+
+
+def cli() -> int:
+    """Console entry point."""
+    return run(main, "train")
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,443 @@
+"""Every setting of the package, once: name, type, default, help, bounds and part in a run's identity.
+
+The flags of OpenRLHF's ``train_dpo`` have their names, meanings and defaults here, so that a working OpenRLHF script
+runs with only its module name changed. An objective's own settings stand beside its loss, in ``objectives/``.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.objectives.objective import ObjectiveConfig
+from pipa_openrlhf.objectives.pipa import PipaConfig
+from pipa_openrlhf.settings import BY_CONTENT, DECIDES, MAY_CHANGE, check_bounds, setting
+
+# The schedulers of transformers that need no more than the number of steps.
+SCHEDULERS = (
+    *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr", "cosine_with_min_lr"),
+    *("cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"),
+)
+TEMPLATE_FLAG = "--data.tokenizer_chat_template"
+
+
+def user_cache_dir() -> str:
+    """One folder for all runs of a user, so that a learning-rate grid shares one prior pass."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(root, "pipa_openrlhf", "prior")
+
+
+def unescaped(text: str) -> str:
+    """Bash hands "\\n" over as a backslash and an n."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model, for every command that loads one."""
+
+    model_name_or_path: str | None = setting(
+        None, "hub name, folder, or adapter folder", is_path=True, role=BY_CONTENT
+    )
+    trust_remote_code: bool = setting(False, "run code that comes with a model", role=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class ModelConfig(ModelSource):
+    """The policy. ``beta``, ``ipo_enable``, ``label_smoothing`` and ``nll_loss_coef`` stand here as in OpenRLHF."""
+
+    gradient_checkpointing_enable: bool = setting(False, "recompute activations", role=MAY_CHANGE)
+    gradient_checkpointing_reentrant: bool = setting(False, "reentrant variant", role=MAY_CHANGE)
+    beta: float = setting(0.1, "DPO and KTO temperature; PIPA and SFT have none")
+    ipo_enable: bool = setting(False, "IPO loss; no meaning for PIPA and SFT")
+    label_smoothing: float = setting(0.0, "conservative DPO; no meaning for PIPA and SFT")
+    aux_loss_coef: float = setting(0, "MoE balancing loss", least=0)
+    nll_loss_coef: float = setting(0, "NLL term of DPO; for PIPA see --pipa.sft_coef", least=0)
+    self_check: bool = setting(
+        True,
+        "true|false: compare log-probs with the model's own forward pass at start-up, and use what is exact",
+        role=MAY_CHANGE,
+    )
+    keep_dropout: bool = setting(False, "keep the model's own dropout (not LoRA's)")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The frozen model that the policy is compared with."""
+
+    model_name_or_path: str | None = setting(None, "prior; unset: the policy at step 0", is_path=True, role=BY_CONTENT)
+    cache_dir: str = setting(user_cache_dir, "log-probs of priors, shared by runs", is_path=True, role=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class RefConfig:
+    """OpenRLHF's names for the prior."""
+
+    model_name_or_path: str | None = setting(None, "same as --prior.model_name_or_path", is_path=True, role=BY_CONTENT)
+    offload: bool = setting(False, "accepted; the prior is never resident", role=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The value head."""
+
+    hidden_size: int | None = setting(None, "width of the value head; unset: the model's", least=1)
+    lr: float | None = setting(None, "learning rate of the value head; unset: the policy's", least=0)
+    init_from: str | None = setting(
+        None, "folder of an exported value head to start from", is_path=True, role=BY_CONTENT
+    )
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """How a prompt becomes text, and text tokens; the same in training and generation."""
+
+    disable_fast_tokenizer: bool = setting(False, "use the slow tokenizer", role=BY_CONTENT)
+    input_template: str | None = setting(None, "format string around a text prompt, with one {}", role=BY_CONTENT)
+    apply_chat_template: bool = setting(False, "use the tokenizer's chat template", role=BY_CONTENT)
+    tokenizer_chat_template: str | None = setting(
+        None, "chat template instead: a file or its text", is_path=True, role=BY_CONTENT
+    )
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if self.tokenizer_chat_template and not self.apply_chat_template:
+            raise UserError(f"{TEMPLATE_FLAG} needs --data.apply_chat_template")
+
+
+@dataclass(frozen=True)
+class DataConfig(TemplateConfig):
+    """What is read, and how it is labelled and cut."""
+
+    dataset: str | None = setting(None, "file, folder or hub name; several with commas", is_path=True, role=BY_CONTENT)
+    dataset_probs: str | None = setting(None, "sampling probabilities of several data sets", role=BY_CONTENT)
+    dataset_split: str = setting("train", "split", role=BY_CONTENT)
+    max_samples: int = setting(1000000, "most rows read of a data set", least=1, role=BY_CONTENT)
+    prompt_key: str | None = setting(None, "prompt column; unset: `prompt` where present", role=BY_CONTENT)
+    chosen_key: str = setting("chosen", "column of the better answer", role=BY_CONTENT)
+    rejected_key: str = setting("rejected", "column of the worse answer", role=BY_CONTENT)
+    max_len: int = setting(512, "longest prompt + answer in tokens; longer ones are dropped", least=2, role=BY_CONTENT)
+    format: str = setting(
+        "auto",
+        "columns of the data; auto: decided by their names",
+        choices=("auto", "unpaired", "paired", "stepwise", "alphamath"),
+        role=BY_CONTENT,
+    )
+    annotation: str = setting(
+        "answer", "label of a token: its answer's or its step's", choices=("answer", "step"), role=BY_CONTENT
+    )
+    pairing: str = setting(
+        "auto",
+        "auto: pairs where the objective compares them, else single answers; given: pairs of the data only; "
+        "match: match right and wrong answers of a problem too, drop the rest",
+        choices=("auto", "given", "match"),
+        role=BY_CONTENT,
+    )
+    step_threshold: float = setting(
+        0.5, "Q at or above it makes a step of a wrong answer right", least=-1, most=1, role=BY_CONTENT
+    )
+    step_separator: str = setting(
+        "\n", "text between steps; \\n and \\t are understood", parse=unescaped, role=BY_CONTENT
+    )
+    mask_tool_output: bool = setting(
+        True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)", role=BY_CONTENT
+    )
+    dataloader_num_workers: int = setting(0, "worker processes that collate batches", least=0, role=MAY_CHANGE)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        super().check()
+        names = dataset_names(self.dataset)
+        if self.dataset_probs is not None:
+            parse_probabilities(self.dataset_probs, len(names))
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """The seed, for every command with chance in it."""
+
+    seed: int = setting(42, "seed of shuffling, pairing, dropout and sampling")
+
+
+@dataclass(frozen=True)
+class TrainConfig(SeedConfig):
+    """Batches and passes."""
+
+    micro_batch_size: int = setting(
+        8,
+        "one forward pass of a rank takes at most the tokens of that many longest sequences",
+        least=1,
+        role=MAY_CHANGE,
+    )
+    batch_size: int = setting(128, "sequences of the global batch", least=1)
+    # More epochs go on, fewer are refused: see `train/identity.py`.
+    max_epochs: int = setting(1, "passes over the data", least=1, role=MAY_CHANGE)
+    full_determinism_enable: bool = setting(False, "deterministic kernels", role=MAY_CHANGE)
+    group_by_length: bool | None = setting(
+        None,
+        "true|false: batches of random prompts with all their answers, micro-batches of similar length; false: "
+        "OpenRLHF's order and cut; unset: false for objectives on pairs, true for the others",
+    )
+    fused_head: bool = setting(
+        True,
+        "true|false: loss and gradient in one pass over the output head, for token-separable objectives",
+        role=MAY_CHANGE,
+    )
+    share_prompts: bool = setting(
+        True, "true|false: compute a prompt once for all its answers in a micro-batch", role=MAY_CHANGE
+    )
+
+
+@dataclass(frozen=True)
+class NumericsConfig:
+    """Data type and kernels."""
+
+    param_dtype: str = setting("bf16", "model data type", choices=("bf16", "fp16", "fp32"))
+    attn_implementation: str = setting(
+        "flash_attention_2", "attention kernel; falls back to sdpa where flash-attn is absent", role=MAY_CHANGE
+    )
+    experts_implementation: str | None = setting(
+        None,
+        "MoE expert kernel passed to transformers",
+        choices=("eager", "batched_mm", "grouped_mm", "deepgemm"),
+        role=MAY_CHANGE,
+    )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA."""
+
+    rank: int = setting(0, "LoRA rank; 0: full fine-tuning", least=0)
+    alpha: int = setting(16, "LoRA alpha")
+    target_modules: str | Sequence[str] = setting("all-linear", "modules that get LoRA", nargs="*")
+    dropout: float = setting(0, "LoRA dropout", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig(NumericsConfig):
+    """DeepSpeed, and what else decides where things are computed."""
+
+    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", role=MAY_CHANGE)
+    use_universal_ckpt: bool = setting(False, "accepted; checkpoints have our format", role=MAY_CHANGE)
+    deepcompile: bool = setting(False, "DeepSpeed's DeepCompile", role=MAY_CHANGE)
+    zpg: int = setting(1, "ZeRO++ secondary partition size", role=MAY_CHANGE)
+    adam_offload: bool = setting(False, "keep the optimizer in CPU memory", role=MAY_CHANGE)
+    use_liger_kernel: bool = setting(False, "Liger kernels (CUDA)", role=MAY_CHANGE)
+    grad_accum_dtype: str | None = setting(
+        None, "dtype of accumulated gradients; unset: fp32 where DeepSpeed can", role=DECIDES
+    )
+    overlap_comm: bool = setting(False, "overlap gradient reduction with backward", role=MAY_CHANGE)
+    tensor_parallel_size: int = setting(1, "DeepSpeed tensor parallel size", role=MAY_CHANGE)
+    ring_attn_size: int = setting(1, "ring attention group size", role=MAY_CHANGE)
+    ring_attn_head_stride: int = setting(1, "heads per ring attention call", role=MAY_CHANGE)
+    packing_samples: bool = setting(False, "pack a micro-batch into one row", role=MAY_CHANGE)
+    load_in_4bit: bool = setting(False, "4-bit base weights (bitsandbytes, CUDA)")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"--ds.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
+        if self.lora.rank > 0 and self.lora.alpha < 1:
+            raise UserError(f"--ds.lora.alpha must be at least 1, got {self.lora.alpha}")
+        if self.ring_attn_size > 1:
+            raise UserError("--ds.ring_attn_size above 1 is not supported: use ZeRO-3 and gradient checkpointing")
+        if self.tensor_parallel_size > 1:
+            raise UserError("--ds.tensor_parallel_size above 1 is not supported: use --ds.zero_stage 3")
+        if self.load_in_4bit:
+            _need_package("ds.load_in_4bit", "bitsandbytes")
+            if self.param_dtype != "bf16":
+                raise UserError("--ds.load_in_4bit needs --ds.param_dtype bf16")
+            if not self.lora.rank:
+                raise UserError("--ds.load_in_4bit needs LoRA: give --ds.lora.rank")
+            if self.zero_stage == 3:
+                raise UserError("--ds.load_in_4bit needs --ds.zero_stage 2 or lower")
+        if self.grad_accum_dtype == "fp32" and self.param_dtype == "bf16" and self.zero_stage == 0:
+            raise UserError("--ds.grad_accum_dtype fp32 with bf16 weights needs --ds.zero_stage 1 or higher")
+        if self.use_liger_kernel:
+            _need_package("ds.use_liger_kernel", "liger_kernel")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is written, where and how often."""
+
+    output_dir: str = setting("./ckpt", "where the model, metrics and card are written", is_path=True, role=MAY_CHANGE)
+    save_steps: int = setting(-1, "checkpoint every K optimizer steps; -1: never", role=MAY_CHANGE)
+    save_hf: bool = setting(False, "also export the model at every checkpoint", role=MAY_CHANGE)
+    disable_ds: bool = setting(False, "no resumable checkpoints at save_steps", role=MAY_CHANGE)
+    path: str | None = setting(
+        None, "checkpoints; unset: <ckpt.output_dir>/checkpoints", is_path=True, role=MAY_CHANGE
+    )
+    max_num: int = setting(3, "checkpoints kept", least=1, role=MAY_CHANGE)
+    max_mem: int = setting(int(1e8), "GB of checkpoints kept", role=MAY_CHANGE)
+    load_enable: bool = setting(False, "resume from the newest whole checkpoint", role=MAY_CHANGE)
+    merge_lora: bool = setting(False, "export merged weights, not the adapter")
+    overwrite: bool = setting(False, "delete another run in --ckpt.output_dir first", role=MAY_CHANGE)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if self.save_steps != -1 and self.save_steps < 1:
+            raise UserError(f"--ckpt.save_steps must be -1 or at least 1, got {self.save_steps}")
+        if self.overwrite and self.load_enable:
+            raise UserError("--ckpt.overwrite deletes the run that --ckpt.load_enable would resume: give one of them")
+
+    @property
+    def folder(self) -> str:
+        """Where checkpoints are."""
+        return self.path or os.path.join(self.output_dir, "checkpoints")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training."""
+
+    steps: int = setting(-1, "evaluate every K optimizer steps; -1: once an epoch", role=MAY_CHANGE)
+    dataset: str | None = setting(None, "evaluation data, as --data.dataset", is_path=True, role=MAY_CHANGE)
+    split: str = setting("test", "split of --eval.dataset; a file's only split otherwise", role=MAY_CHANGE)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if self.steps != -1 and self.steps < 1:
+            raise UserError(f"--eval.steps must be -1 or at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """wandb."""
+
+    key: str | None = setting(None, "wandb key; turns wandb on", role=MAY_CHANGE)
+    org: str | None = setting(None, "wandb entity", role=MAY_CHANGE)
+    group: str | None = setting(None, "wandb group", role=MAY_CHANGE)
+    project: str = setting("openrlhf_train_dpo", "wandb project", role=MAY_CHANGE)
+    run_name: str = setting(
+        lambda: f"exp_{datetime.now().strftime('%m%dT%H:%M')}",
+        "run name in wandb and TensorBoard",
+        role=MAY_CHANGE,
+    )
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where metrics go, beside ``metrics.jsonl``."""
+
+    logging_steps: int = setting(1, "TensorBoard and wandb every K steps", least=1, role=MAY_CHANGE)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard_dir: str | None = setting(None, "TensorBoard folder", is_path=True, role=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """AdamW."""
+
+    lr: float = setting(1e-5, "learning rate of the policy", least=0)
+    betas: Sequence[float] = setting((0.9, 0.95), "AdamW betas", nargs=2, least=0, below=1)
+    eps: float = setting(1e-8, "AdamW epsilon", least=0)
+    weight_decay: float = setting(0.0, "AdamW weight decay", least=0)
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon."""
+
+    lr: float = setting(0.02, "learning rate of Muon's matrices")
+    momentum: float = setting(0.95, "Muon momentum")
+    ns_steps: int = setting(5, "fixed by DeepSpeed")
+    nesterov: bool = setting(True, "fixed by DeepSpeed", negation="no_nesterov")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. ``objective`` is the settings of one of the objectives in ``objectives/table.py``."""
+
+    objective: ObjectiveConfig = field(default_factory=PipaConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    ref: RefConfig = field(default_factory=RefConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ds: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    ckpt: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    adam: AdamConfig = field(default_factory=AdamConfig)
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    optim: str = setting("adam", "optimizer", choices=("adam", "muon"))
+    lr_scheduler: str = setting("cosine_with_min_lr", "scheduler name of transformers")
+    lr_warmup_ratio: float = setting(0.03, "warm-up share of all steps", least=0, most=1)
+    min_lr_ratio: float = setting(0.1, "final share of the learning rate", least=0, most=1)
+    max_norm: float = setting(1.0, "gradient clipping", least=0)
+    use_ms: bool = setting(False, "download from ModelScope", role=MAY_CHANGE)
+    local_rank: int = setting(-1, "set by the deepspeed launcher", role=MAY_CHANGE)
+
+    @property
+    def prior_path(self) -> str | None:
+        """A prior other than the policy at step 0; None: that one."""
+        return self.prior.model_name_or_path or self.ref.model_name_or_path
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything heavy is imported or loaded.
+
+        Raises:
+            UserError: one line naming the flag and the way out.
+        """
+        check_bounds(self)
+        if self.lr_scheduler not in SCHEDULERS:
+            raise UserError(f"--lr_scheduler {self.lr_scheduler} is not one of {', '.join(SCHEDULERS)}")
+        for group in (self.ckpt, self.ds, self.eval):
+            group.check()
+        if self.ckpt.merge_lora and not self.ds.lora.rank:
+            raise UserError("--ckpt.merge_lora needs LoRA: give --ds.lora.rank, or leave it out for full fine-tuning")
+        self._check_models()
+        self.data.check()
+        check_downloads(self.use_ms)
+        self.objective.check(self)
+        if self.optim == "muon":
+            if self.value.lr is not None:
+                raise UserError("--value.lr needs --optim adam: Muon takes one list of parameters")
+            if self.ckpt.save_steps != -1 and not self.ckpt.disable_ds:
+                raise UserError(
+                    "--optim muon cannot be checkpointed: leave out --ckpt.save_steps, or give --ckpt.disable_ds"
+                )
+
+    def _check_models(self) -> None:
+        check_model_path(self.model.model_name_or_path, "--model.model_name_or_path")
+        if not self.objective.has_prior:
+            return
+        ref, prior = self.ref.model_name_or_path, self.prior.model_name_or_path
+        if ref and prior not in (None, ref):
+            raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
+        if self.prior_path:
+            check_model_path(self.prior_path, "--prior.model_name_or_path")
+
+
+def check_model_path(path: str | None, flag: str) -> None:
+    """A path that looks local must hold a model or an adapter; anything else is left to the hub.
+
+    Raises:
+        UserError: there is no such folder, or it holds neither.
+    """
+    if not path:
+        raise UserError(f"{flag} is missing: give a hub name, a folder or an adapter folder")
+    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    if os.path.isdir(path):
+        if not any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"{flag} {path}: the folder has no config.json and no adapter_config.json")
+    elif looks_local or os.path.exists(path):
+        raise UserError(f"{flag} {path}: no such folder")
+
+
+def check_downloads(use_ms: bool) -> None:
+    """Raises UserError where ModelScope is wanted and absent."""
+    if use_ms and importlib.util.find_spec("modelscope") is None:
+        raise UserError("--use_ms needs the modelscope package: pip install modelscope")
+
+
+def _need_package(flag: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--{flag} needs the {package} package and a CUDA device: pip install {package}")

@@ -1,0 +1,59 @@
+"""AlphaMath's paths: steps with the Q values of a tree search."""
+
+import json
+import re
+
+from pipa_openrlhf.config import DataConfig
+from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts.conversation import Answer, Conversation, join, make_record
+from pipa_openrlhf.data.record import FROM_Q_VALUES, Record
+
+COLUMNS = ("instruction", "output")
+
+TOOL_OUTPUT = re.compile(r"<output>.*?</output>", re.DOTALL)
+QUESTION = re.compile(r"\s*<question>(.*)</question>\s*", re.DOTALL)
+
+
+def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
+    """``{instruction, output}``: a path of steps with Q values, the last of which says whether the answer is right."""
+    path = _alphamath_path(fields.column(row, "output", where), where)
+    steps = [fields.text(node.get("step"), f"output[{number}].step", where) for number, node in enumerate(path)]
+    q_values = [fields.q_value(node.get("Q"), f"output[{number}].Q", where) for number, node in enumerate(path)]
+    if abs(q_values[-1]) != 1:
+        fields.refuse(where, f"the last step has Q {q_values[-1]}", "it must be 1 (right answer) or -1 (wrong)")
+    answer_label = int(q_values[-1] > 0)
+    step_labels = [1 if answer_label else int(q >= flags.step_threshold) for q in q_values]
+
+    prompt, question = _alphamath_prompt(row, where)
+    conversation = join(prompt, Answer("output", steps), flags, where)
+    conversation = Conversation(conversation.prompt, conversation.answer, identity=question)
+    spans = tuple(
+        (number, *match.span())
+        for number, step in enumerate(steps)
+        for match in (TOOL_OUTPUT.finditer(step) if flags.mask_tool_output else ())
+    )
+    return [make_record(row, where, conversation, step_labels, answer_label, FROM_Q_VALUES, masked_spans=spans)]
+
+
+def _alphamath_path(output: object, where: str) -> list[dict]:
+    if isinstance(output, str):
+        try:
+            output = json.loads(output)
+        except json.JSONDecodeError as error:
+            fields.refuse(where, f"'output' is no JSON ({error})", "give a JSON list of steps with 'step' and 'Q'")
+    if not isinstance(output, list) or not all(isinstance(node, dict) for node in output):
+        fields.refuse(where, f"'output' is {fields.show(output)}", "give a list of steps with 'step' and 'Q'")
+    if not output:
+        fields.refuse(where, "'output' has no steps", "give at least one or remove the row")
+    return output
+
+
+def _alphamath_prompt(row: dict, where: str) -> tuple[str, str]:
+    """Prompt and question. ``instruction`` may already be in its tags."""
+    instruction = fields.text(fields.column(row, "instruction", where), "instruction", where)
+    extra = fields.text(row.get("input") or "", "input", where, may_be_empty=True)
+    extra = f"\n{extra}" if extra else ""
+    tagged = QUESTION.fullmatch(instruction)
+    if tagged:
+        return f"{instruction}{extra}\n", tagged.group(1).strip() + extra
+    return f"<question> {instruction}{extra} </question>\n", instruction.strip() + extra

@@ -1,0 +1,197 @@
+"""Evaluations and training runs as a plain-text table and one self-contained HTML page."""
+
+import html
+import io
+import json
+import math
+import os
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluate.results import RESULTS_FILE, read_summary
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; }
+th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+svg { max-width: 100%; height: auto; } p.note { color: #555; font-size: .9rem; }
+"""
+_COLUMNS = ("model", "accuracy", "95 % interval", "problems", "against {}", "95 % interval of it")
+
+
+def read_metrics(folder: str) -> list[dict]:
+    """Rows of a run's ``metrics.jsonl``; a torn last line, of a run still going, is left out.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    path = os.path.join(folder, "metrics.jsonl")
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no metrics of a training run there ({error})") from error
+    if not rows:
+        raise UserError(f"{path} is empty: the run has not finished a step")
+    return rows
+
+
+def comparison(folders: dict[str, str], baseline: str) -> list[tuple[str, ...]]:
+    """Rows of the table, texts only, the header first.
+
+    The interval of a difference is that of the mean per-problem difference, which is narrower than two separate
+    intervals suggest, because both models answered the same problems. It is left out where they did not.
+    """
+    base = _rights(folders[baseline])
+    header = tuple(column.format(baseline) for column in _COLUMNS)
+    rows = [header]
+    for name, folder in folders.items():
+        summary = read_summary(folder)
+        low, high = summary["interval_95"]
+        rights = _rights(folder)
+        row = (name, f"{summary['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(summary["n"]))
+        if name == baseline or rights.keys() != base.keys():
+            rows.append((*row, "", ""))
+        else:
+            difference, half = _paired_difference([rights[key] - base[key] for key in base])
+            rows.append((*row, f"{difference:+.1f} points", f"{difference - half:+.1f} to {difference + half:+.1f}"))
+    return rows
+
+
+def text_table(rows: list[tuple[str, ...]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def html_page(title: str, rows: list[tuple[str, ...]], sections: list[tuple[str, str, str]], commands: str) -> str:
+    """``sections`` are heading, picture (SVG) and note."""
+    parts = [f"<h1>{html.escape(title)}</h1>", _html_table(rows)]
+    for heading, picture, note in sections:
+        parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(note)}</p>')
+    if commands:
+        parts.append(f"<h2>Commands</h2><pre>{html.escape(commands)}</pre>")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _html_table(rows: list[tuple[str, ...]]) -> str:
+    def line(row: tuple[str, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
+
+
+def _rights(folder: str) -> dict[str, int]:
+    path = os.path.join(folder, RESULTS_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read the results of an evaluation ({error})") from error
+    return {row["problem_id"]: int(row["right"]) for row in rows}
+
+
+def _paired_difference(differences: list[int]) -> tuple[float, float]:
+    """Mean and half the 95 % interval, in points."""
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((difference - mean) ** 2 for difference in differences) / max(n - 1, 1)
+    return 100 * mean, 196 * math.sqrt(variance / n)
+
+
+COLOURS = ("#8c8c8c", "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3")
+matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "svg.hashsalt": "pipa"})
+matplotlib.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"})
+
+
+def accuracy_bars(summaries: dict[str, dict]) -> str:
+    """One bar a model, with its 95 % interval."""
+    figure, axes = _figure(1)
+    low_high = [summary["interval_95"] for summary in summaries.values()]
+    heights = [100 * summary["accuracy"] for summary in summaries.values()]
+    errors = [
+        [height - 100 * low for height, (low, _) in zip(heights, low_high)],
+        [100 * high - height for height, (_, high) in zip(heights, low_high)],
+    ]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(heights))]
+    axes[0].bar(list(summaries), heights, yerr=errors, capsize=5, color=colours, width=0.6, zorder=2)
+    for index, (height, (_, high)) in enumerate(zip(heights, low_high)):
+        axes[0].annotate(f"{height:.1f}", (index, 100 * high), (0, 4), textcoords="offset points", ha="center")
+    axes[0].set_ylabel("accuracy, %")
+    axes[0].set_ylim(0, min(108, 12 + max(100 * high for _, high in low_high)))
+    axes[0].grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def value_likelihood(runs: dict[str, list[dict]]) -> str:
+    """Likelihood that the value model gives to the labels, per optimizer step."""
+    figure, axes = _figure(1)
+    for index, (name, rows) in enumerate(runs.items()):
+        _curve(axes[0], rows, "pipa/value_likelihood", COLOURS[(index + 2) % len(COLOURS)], "-", name)
+    axes[0].axhline(0.5, color="#8c8c8c", linewidth=1, linestyle=":")
+    axes[0].set_xlabel("optimizer step")
+    axes[0].set_ylabel("likelihood of the labels")
+    axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def rewards(runs: dict[str, list[dict]]) -> str:
+    """Rewards of right and wrong answers per optimizer step, one panel a run."""
+    figure, axes = _figure(len(runs))
+    for panel, (name, rows) in zip(axes, runs.items()):
+        _curve(panel, rows, "rewards/chosen", COLOURS[3], "-", "right answers")
+        _curve(panel, rows, "rewards/rejected", COLOURS[4], "--", "wrong answers")
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("optimizer step")
+    axes[0].set_ylabel("mean reward")
+    axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def has_values(rows: list[dict], key: str) -> bool:
+    """True where a run logged numbers under ``key``; a null says that a batch had none."""
+    return any(_is_number(row.get(key)) for row in rows)
+
+
+def _curve(axes: Axes, rows: list[dict], key: str, colour: str, style: str, name: str) -> None:
+    points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+    if not points:
+        return
+    steps, values = zip(*points)
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(steps, _running_mean(values, max(1, len(values) // 15)), style, color=colour, linewidth=2, label=name)
+
+
+def _running_mean(values: tuple[float, ...], width: int) -> list[float]:
+    """Mean of each value and up to ``width`` neighbours on either side."""
+    windows = [values[max(0, index - width) : index + width + 1] for index in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    # A bare Figure needs no display and no global state.
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,115 @@
+"""A model, a file of problems, and how to answer them: what `sample` and `evaluate` share."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipa_openrlhf.config import user_cache_dir
+from pipa_openrlhf.data.chat import use_chat_template
+from pipa_openrlhf.data.render import prompt_text
+from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
+from pipa_openrlhf.generate.config import GenerateConfig
+from pipa_openrlhf.generate.problems import Problem, RowFile, read_problems
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, plan_batches, sample_batches
+from pipa_openrlhf.model.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    resolve_attention,
+    use_modelscope,
+)
+from pipa_openrlhf.prior.key import weights_id
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    config: GenerateConfig
+    problems: list[Problem]
+    prompts: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingSettings
+
+    def description(self) -> dict:
+        """Everything the answers depend on, as JSON."""
+        config = self.config
+        with open(config.problems.file, "rb") as file:
+            problems_sha256 = hashlib.sha256(file.read()).hexdigest()
+        return {
+            "model": config.model.model_name_or_path,
+            "weights": weights_id(config.model.model_name_or_path, user_cache_dir()),
+            "dtype": config.ds.param_dtype,
+            "problems": config.problems.file,
+            "problems_sha256": problems_sha256,
+            "num_problems": len(self.problems),
+            "first_prompt": self.prompts[0],
+            **asdict(self.sampling),
+        }
+
+    def load_model(self) -> PreTrainedModel:
+        config = self.config
+        if hint := slow_dtype_hint(config.ds.param_dtype):
+            log.info(hint)
+        model = load_causal_lm(
+            config.model.model_name_or_path,
+            dtype_of(config.ds.param_dtype),
+            resolve_attention(config.ds.attn_implementation, config.ds.param_dtype),
+            trust_remote_code=config.model.trust_remote_code,
+            experts_implementation=config.ds.experts_implementation,
+        )
+        return model.to(device())
+
+
+def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
+    """Read everything but the model's weights, so that most mistakes show within seconds.
+
+    Raises:
+        UserError: a flag is missing or wrong, or the problem file cannot be read.
+    """
+    config.check()
+    if config.use_ms:
+        use_modelscope()
+    problems = read_problems(config.problems.file, config.problems.max)
+    tokenizer = load_tokenizer(
+        config.model.model_name_or_path,
+        use_fast=not config.data.disable_fast_tokenizer,
+        trust_remote_code=config.model.trust_remote_code,
+        padding_side="left",
+    )
+    if config.data.apply_chat_template:
+        use_chat_template(tokenizer, config.data.tokenizer_chat_template)
+    prompts = [
+        prompt_text(problem.question, tokenizer, config.data.input_template, config.data.apply_chat_template)
+        for problem in problems
+    ]
+    return Job(config, problems, prompts, tokenizer, sampling)
+
+
+def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict], title: str) -> None:
+    """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
+    done = {(row["problem_id"], row["sample"]) for row in file.rows}
+    samples = range(job.sampling.num_samples)
+    batches = [
+        batch
+        for batch in plan_batches(job.prompts, job.sampling)
+        if any((job.problems[index].problem_id, sample) not in done for index in batch for sample in samples)
+    ]
+    if not batches:
+        return
+    model = job.load_model()
+    total = len(job.problems) * len(samples)
+    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
+        for batch, answers in sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling):
+            rows = []
+            for index, answers_of_problem in zip(batch, answers):
+                problem = job.problems[index]
+                for sample, answer in enumerate(answers_of_problem):
+                    if (problem.problem_id, sample) not in done:
+                        key = {"problem_id": problem.problem_id, "sample": sample}
+                        rows.append(key | make_row(problem, answer))
+            file.append(rows)
+            bar.update(len(rows))

@@ -1,0 +1,165 @@
+"""The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it."""
+
+import math
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
+from pipa_openrlhf.model.shared_prompts import enable_shared_prompts, refuse_other_attention
+from pipa_openrlhf.model.value_head import ValueHead
+from pipa_openrlhf.objectives.batch_loss import PolicyOutput, TokenTerms
+
+
+class Policy(nn.Module):
+    """Backbone and value head in one module, because only one module reaches DeepSpeed.
+
+    Attributes:
+        lm: the causal language model, wrapped by PEFT under LoRA.
+        value_head: None where the objective has no learned value; g is then ``fixed_value`` everywhere.
+        balances_experts: compute the MoE balancing loss too.
+        can_share_prompts: answers to one prompt may come in one row; a balancing loss counts every prompt's tokens.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel | PeftModel,
+        value_head: ValueHead | None = None,
+        fixed_value: float = 0.5,
+        balances_experts: bool = False,
+    ):
+        super().__init__()
+        self.lm = lm
+        self.value_head = value_head
+        self.fixed_value = fixed_value
+        self.balances_experts = balances_experts
+        causal_lm = self.causal_lm
+        # Plain references: registering them again would double their names in the state dict.
+        self._backbone = [decoder_of(causal_lm)]
+        self._output_head = [install_chunked_head(causal_lm)]
+        self.can_share_prompts = enable_shared_prompts(causal_lm) and not balances_experts
+
+    def forward(
+        self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True, own: bool = False
+    ) -> PolicyOutput:
+        """One forward pass for both heads, on the wanted response tokens of ``batch`` only.
+
+        Args:
+            terms: a token-separable loss of the wanted tokens, to be computed in the same pass as log f_t, which then
+                carries no gradient of its own.
+            with_value: False where only log f is wanted; u is then 0.
+            own: log f from the model's own forward pass and its whole logits, which ours must agree with; no value.
+        """
+        if own:
+            return self._own_forward(batch)
+        options = {"output_router_logits": True} if self.balances_experts else {}
+        attention_mask = batch.attention_mask
+        if batch.shared_row is not None:
+            options["shared_row"] = batch.shared_row
+            attention_mask = refuse_other_attention(batch.input_ids)
+        # With a mask, positions are left to the model, as it counts them itself: some do not count from 0.
+        if batch.shared_row is not None or attention_mask is None:
+            options["position_ids"] = batch.position_ids
+        options.update(only_accepted(self._backbone[0], use_cache=False))
+        output = self._backbone[0](input_ids=batch.input_ids, attention_mask=attention_mask, **options)
+        hidden = output.last_hidden_state
+        aux_loss = self._balancing_loss(output, attention_mask) if self.balances_experts else hidden.new_zeros(())
+        hidden = hidden.flatten(0, 1).index_select(0, batch.hidden_index)
+        u = self._value_logits(hidden) if with_value else torch.zeros(hidden.shape[:1], device=hidden.device)
+        if terms is None:
+            log_f = self._output_head[0](hidden, batch.targets)
+            return PolicyOutput(batch.spread(log_f), batch.spread(u), aux_loss)
+        log_f, loss = self._output_head[0](hidden, batch.targets, u, terms)
+        if u.requires_grad:
+            # The same loss again with log f fixed: its value cancels, its gradient reaches the value head.
+            through_u = terms.loss(log_f, u)
+            loss = loss + (through_u - through_u.detach())
+        return PolicyOutput(batch.spread(log_f), batch.spread(u.detach()), aux_loss, loss)
+
+    def _own_forward(self, batch: Batch) -> PolicyOutput:
+        given = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        options = only_accepted(self.causal_lm, use_cache=False)
+        logits = self.lm(input_ids=batch.input_ids, **given, **options).logits
+        wanted = logits.flatten(0, 1).index_select(0, batch.hidden_index).float()
+        log_f = torch.log_softmax(wanted, -1).gather(1, batch.targets[:, None])[:, 0]
+        return PolicyOutput(batch.spread(log_f), torch.zeros_like(batch.log_p), log_f.new_zeros(()))
+
+    def _value_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.value_head is not None:
+            return self.value_head(hidden)
+        g = self.fixed_value
+        return torch.full(hidden.shape[:1], math.log(g) - math.log1p(-g), device=hidden.device)
+
+    def _balancing_loss(self, output, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        config = self._backbone[0].config
+        experts = getattr(config, "num_local_experts", None) or config.num_experts
+        return load_balancing_loss_func(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
+        """Recompute the backbone's activations in the backward pass; Actor calls this."""
+        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        if not gradient_checkpointing_kwargs["use_reentrant"]:
+            # transformers makes the embeddings' output require a gradient; only reentrant checkpoints need one there.
+            self.causal_lm.disable_input_require_grads()
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The language model without PEFT's wrapper."""
+        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+
+
+class PolicyActor(Actor):
+    """OpenRLHF's Actor around a :class:`Policy`; ``actor.model`` is what the strategy hands to DeepSpeed.
+
+    Attributes:
+        layout: of a micro-batch, see ``data/batch.py``; padded until another one is chosen.
+        tolerance: nats a token by which rounding may change log-probs; None where that was not measured.
+    """
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy)
+        self.layout = "padded"
+        self.tolerance: float | None = None
+        set_z3_leaf_modules(policy, detect_hybrid=False)
+
+    @property
+    def attention(self) -> str:
+        """The attention kernel in use."""
+        policy = getattr(self.model, "module", self.model)
+        return policy.causal_lm.config._attn_implementation
+
+    def forward(self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True) -> PolicyOutput:
+        """The policy's output on ``batch``; see :meth:`Policy.forward`."""
+        return self.model(batch=batch, terms=terms, with_value=with_value)
+
+
+def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | list[str], dropout: float) -> PeftModel:
+    """LoRA as OpenRLHF attaches it.
+
+    Raises:
+        UserError: the target modules do not exist, or include the output head.
+    """
+    if target_modules == ["all-linear"]:  # as a command line gives it
+        target_modules = "all-linear"
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        lora_dropout=dropout,
+        bias="none",
+    )
+    try:
+        # DeepSpeed keeps float32 masters itself, and ZeRO-3 needs all parameters of one dtype.
+        model = get_peft_model(lm, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(f"--ds.lora.target_modules: {str(error).splitlines()[0]}") from error
+    if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):
+        raise UserError("--ds.lora.target_modules: LoRA on the output head is not supported; leave it out")
+    return model

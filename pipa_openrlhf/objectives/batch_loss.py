@@ -1,0 +1,186 @@
+"""The loss of a global batch, one micro-batch at a time."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.objectives.objective import Answers, Objective, TokenLoss
+
+
+class PolicyOutput(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        log_f, u: [B, T] float32, 0 at tokens not asked for.
+        aux_loss: scalar, the MoE balancing loss, 0 where not wanted.
+        loss: scalar, of the terms that were asked for; None without any.
+    """
+
+    log_f: torch.Tensor
+    u: torch.Tensor
+    aux_loss: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """sum over tokens of weight x token loss + nll_weight x -log f, for N tokens.
+
+    Because it is a sum over tokens, it can be evaluated on any slice of them, and its gradient with respect to the
+    hidden states can be formed while the logits of that slice are alive.
+
+    Attributes:
+        token_loss: elementwise, see ``objectives/pipa.py``.
+        log_p, labels, weights, nll_weights: [N].
+    """
+
+    token_loss: TokenLoss
+    log_p: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    nll_weights: torch.Tensor
+
+    def loss(self, log_f: torch.Tensor, u: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """Scalar loss of the tokens in ``part``; ``log_f`` and ``u`` are theirs, [n]."""
+        token_loss = self.token_loss(log_f, self.log_p[part], u, self.labels[part])
+        return (token_loss * self.weights[part] - self.nll_weights[part] * log_f).sum()
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """Counts of one global batch, known before its first micro-batch. A unit is an answer, or a pair of them."""
+
+    units: int
+    sequences: int
+    labelled_tokens: int
+    sequences_with_right_tokens: int
+    right_answers: int
+
+
+def count_batch(answers: list[tuple[np.ndarray, np.ndarray, int]], unit_size: int = 1) -> BatchCounts:
+    """Counts from the (labels [T], mask [T], answer label) of every sequence of a global batch."""
+    return BatchCounts(
+        units=len(answers) // unit_size,
+        sequences=len(answers),
+        labelled_tokens=sum(int(mask.sum()) for _, mask, _ in answers),
+        sequences_with_right_tokens=sum(bool((labels * mask).any()) for labels, mask, _ in answers),
+        right_answers=sum(answer_label for _, _, answer_label in answers),
+    )
+
+
+def token_weights(mask: torch.Tensor, reduction: str, counts: BatchCounts) -> torch.Tensor:
+    """Weight of every token's loss.
+
+    Args:
+        mask: [B, T], 1 on labelled response tokens.
+        reduction: ``sum``: sum over a sequence's tokens, mean over sequences (Algorithm 1); ``token_mean``: mean over
+            all labelled tokens; ``sequence_mean``: mean over a sequence's tokens, then over sequences.
+        counts: of the global batch that these rows belong to.
+
+    Returns:
+        [B, T] float32; 0 outside the mask.
+    """
+    mask = mask.float()
+    if reduction == "sum":
+        return mask / counts.sequences
+    if reduction == "token_mean":
+        return mask / counts.labelled_tokens
+    if reduction == "sequence_mean":
+        return mask / (mask.sum(dim=1, keepdim=True).clamp(min=1) * counts.sequences)
+    raise ValueError(f"unknown reduction {reduction!r}")
+
+
+def sft_term_weights(labels: torch.Tensor, mask: torch.Tensor, counts: BatchCounts) -> torch.Tensor:
+    """Weights of -log f that make the SFT term: mean over a sequence's right tokens, then over the sequences that
+    have any (Table 4).
+
+    Args:
+        labels, mask: [B, T].
+
+    Returns:
+        [B, T] float32; 0 outside right tokens.
+    """
+    right = labels.float() * mask.float()
+    return right / (right.sum(dim=1, keepdim=True).clamp(min=1) * max(counts.sequences_with_right_tokens, 1))
+
+
+def chosen_nll_weights(answer_label: torch.Tensor, mask: torch.Tensor, counts: BatchCounts) -> torch.Tensor:
+    """Weights of -log f that make OpenRLHF's NLL term of DPO: mean over a chosen answer's tokens, then over chosen
+    answers.
+
+    Args:
+        answer_label: [B].
+        mask: [B, T].
+
+    Returns:
+        [B, T] float32; 0 on rejected answers.
+    """
+    mask = mask.float()
+    per_answer = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return per_answer * answer_label.float()[:, None] / max(counts.right_answers, 1)
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """An objective, with ``aux_coef`` times the MoE balancing loss.
+
+    A micro-batch's share depends on counts of its global batch, so that shares add up to the same loss and gradient
+    however the batch is cut into micro-batches and ranks.
+    """
+
+    objective: Objective
+    aux_coef: float = 0.0
+
+    def token_terms(self, batch: Batch, counts: BatchCounts) -> TokenTerms:
+        """The loss of a token-separable objective as terms over the labelled tokens of ``batch``."""
+
+        def flat(values: torch.Tensor) -> torch.Tensor:
+            return values.flatten()[batch.token_index]
+
+        return TokenTerms(
+            self.objective.token_loss,
+            flat(batch.log_p),
+            flat(batch.labels),
+            flat(token_weights(batch.mask, self.objective.reduction, counts)),
+            flat(self._nll_weights(batch, counts)),
+        )
+
+    def share(self, output: PolicyOutput, batch: Batch, counts: BatchCounts, z0: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the global loss.
+
+        Args:
+            output: of the policy on ``batch``.
+            z0: scalar, KTO's reference point of the global batch.
+
+        Returns:
+            Scalar.
+        """
+        if output.loss is not None:
+            loss = output.loss
+        elif self.objective.token_loss is not None:
+            log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
+            loss = self.token_terms(batch, counts).loss(log_f, u)
+        else:
+            losses = self.objective.answer_loss(answers_of(output.log_f, batch, z0))
+            loss = losses.sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
+        if self.aux_coef:
+            loss = loss + self.aux_coef * output.aux_loss * (len(batch.labels) / counts.sequences)
+        return loss
+
+    def _nll_weights(self, batch: Batch, counts: BatchCounts) -> torch.Tensor:
+        """[B, T] weights of -log f that make the SFT and NLL terms."""
+        weights = torch.zeros(batch.mask.shape, device=batch.mask.device)
+        if self.objective.sft_coef:
+            weights = weights + self.objective.sft_coef * sft_term_weights(batch.labels, batch.mask, counts)
+        if self.objective.nll_coef:
+            weights = weights + self.objective.nll_coef * chosen_nll_weights(batch.answer_label, batch.mask, counts)
+        return weights
+
+
+def answers_of(log_f: torch.Tensor, batch: Batch, z0: torch.Tensor) -> Answers:
+    """The view of a micro-batch that answer-level losses take."""
+    log_ratio = torch.where(batch.mask != 0, log_f - batch.log_p, torch.zeros_like(log_f))
+    return Answers(log_ratio, batch.labels, batch.mask, batch.step_ids, batch.answer_label, z0)

@@ -1,0 +1,155 @@
+"""Fill the prior cache: one forward pass over the responses that have no entry yet, shared out over the ranks."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.data.batch import Batch, collate
+from pipa_openrlhf.data.plan import cut
+from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.training_set import unit_sizes
+from pipa_openrlhf.distributed.devices import device
+from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.build import load_lm
+from pipa_openrlhf.model.policy import Policy, PolicyActor
+from pipa_openrlhf.model.self_check import check_cached, choose_layout
+from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.prior.key import prior_id
+
+log = logging.getLogger(__name__)
+
+# A shard is written at least this often, so that an interrupted pass goes on where it stopped.
+SECONDS_PER_SHARD = 60
+
+
+def open_cache(config: RunConfig, strategy: Strategy) -> PriorCache:
+    """The cache of this run's prior."""
+    identity = [prior_id(prior_path(config), config.prior.cache_dir) if strategy.is_rank_0() else None]
+    torch.distributed.broadcast_object_list(identity)
+    precision = config.ds.param_dtype + ("-4bit" if config.ds.load_in_4bit else "")
+    return PriorCache(config.prior.cache_dir, identity[0], precision)
+
+
+def prior_path(config: RunConfig) -> str:
+    """Name or folder of the prior: the policy's own start unless another is given."""
+    return config.prior_path or config.model.model_name_or_path
+
+
+def fill_from_separate_model(
+    config: RunConfig, cache: PriorCache, samples: list[Sample], strategy: Strategy, pad_token_id: int
+) -> None:
+    """Load the prior, compute what is missing, and free it; nothing is loaded where nothing is missing."""
+    absent = count_missing(cache, samples, strategy)
+    _report(strategy, samples, absent, cache)
+    if not absent.any():
+        return
+    log.info(f"Loading the prior {prior_path(config)}")
+    actor = strategy.prepare(PolicyActor(Policy(load_lm(config, prior_path(config), strategy.get_ds_eval_config()))))
+    choose_layout(config, actor, samples, strategy, pad_token_id)
+    _fill(config, cache, samples, absent, actor, strategy, pad_token_id)
+    strategy.free(actor)
+
+
+def fill_from_policy(
+    config: RunConfig,
+    cache: PriorCache,
+    samples: list[Sample],
+    actor: PolicyActor,
+    strategy: Strategy,
+    pad_token_id: int,
+) -> None:
+    """Compute what is missing with the training engine, before its first update.
+
+    Until then the policy is the SFT model (LoRA's B is zero), so it is its own prior.
+    """
+    absent = count_missing(cache, samples, strategy)
+    _report(strategy, samples, absent, cache)
+    _fill(config, cache, samples, absent, actor, strategy, pad_token_id)
+
+
+def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None:
+    actor.model.eval()
+    check_cached(actor, cache, samples, absent, strategy)
+    if not absent.any():
+        return
+    fill_cache(
+        cache,
+        [sample for sample, is_absent in zip(samples, absent) if is_absent],
+        lambda batch: actor(batch, with_value=False).log_f,
+        strategy,
+        pad_token_id,
+        actor.layout,
+        config.train.micro_batch_size,
+    )
+
+
+def _report(strategy: Strategy, samples: list[Sample], absent: np.ndarray, cache: PriorCache) -> None:
+    misses = int(absent.sum())
+    log.info(f"Prior cache: {len(samples) - misses} hits, {misses} misses in {cache.folder}")
+
+
+def count_missing(cache: PriorCache, samples: list[Sample], strategy: Strategy) -> np.ndarray:
+    """[len(samples)] bool, True at samples that some rank cannot find; the same on every rank."""
+    absent = torch.from_numpy(cache.missing(samples).astype(np.int32)).to(device())
+    return strategy.all_reduce(absent, op="max").cpu().numpy().astype(bool)
+
+
+@torch.no_grad()
+def fill_cache(
+    cache: PriorCache,
+    samples: list[Sample],
+    log_probs_of: Callable[[Batch], torch.Tensor],
+    strategy: Strategy,
+    pad_token_id: int,
+    layout: str,
+    micro_batch_size: int,
+) -> None:
+    """Compute and store the prior's log-probs of ``samples``.
+
+    Args:
+        samples: those without an entry, the same list on every rank.
+        log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
+        layout: see :func:`collate`.
+        micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
+
+    Raises:
+        UserError: a rank cannot see what another one wrote.
+    """
+    batches = _plan(samples, micro_batch_size, layout)
+    rank, world_size = strategy.get_rank(), strategy.world_size
+    finished: list[tuple[Sample, np.ndarray]] = []
+    last_write = time.monotonic()
+    bar = tqdm(total=len(samples), desc="Prior log-probs", unit="answer", disable=rank != 0)
+    # Every rank runs the same number of forward passes; one without work repeats the last batch and stores nothing.
+    for first in range(0, len(batches), world_size):
+        mine = first + rank < len(batches)
+        batch_samples = batches[first + rank] if mine else batches[-1]
+        batch = collate(batch_samples, None, pad_token_id, layout, every_response_token=True)
+        rows = log_probs_of(batch.to(device())).cpu().numpy()
+        if mine:
+            finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(batch_samples, rows)]
+        if finished and time.monotonic() - last_write > SECONDS_PER_SHARD:
+            cache.add(*zip(*finished))
+            finished, last_write = [], time.monotonic()
+        bar.update(sum(len(some) for some in batches[first : first + world_size]))
+    if finished:
+        cache.add(*zip(*finished))
+    bar.close()
+    strategy.barrier()
+    cache.refresh()
+    if count_missing(cache, samples, strategy).any():
+        raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
+
+
+def _plan(samples: list[Sample], micro_batch_size: int, layout: str) -> list[list[Sample]]:
+    sizes = unit_sizes(samples, layout)
+    # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
+    budget = micro_batch_size * sizes.longest
+    order = sizes.sort(np.arange(len(samples)))
+    return [[samples[index] for index in batch] for batch in cut(order, sizes, budget)]

@@ -1,0 +1,301 @@
+"""Write the trained model in the formats that PEFT, transformers and vLLM read."""
+
+import copy
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+import deepspeed
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
+
+from pipa_openrlhf import __version__
+from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.distributed.devices import dtype_of
+from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.adapters import is_adapter, merge
+from pipa_openrlhf.model.loading import empty_causal_lm, load_causal_lm
+from pipa_openrlhf.model.policy import Policy, add_lora
+from pipa_openrlhf.model.saving import save_model
+from pipa_openrlhf.model.value_head import save_value_head
+from pipa_openrlhf.settings import flatten, settings_of, to_yaml, updated
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.train.trainer import PreferenceTrainer
+
+MERGED_BASE = "merged_base"
+_INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
+
+
+def export_model(
+    folder: str,
+    config: RunConfig,
+    engine,
+    strategy: Strategy,
+    tokenizer: PreTrainedTokenizerBase,
+    merged_base: str,
+) -> None:
+    """Write the adapter (or full weights, or merged weights), the tokenizer and the value head to ``folder``.
+
+    Collective: parameters are gathered one at a time and kept on rank 0 only.
+
+    Args:
+        merged_base: where the run started from an adapter folder, a new adapter belongs to the merged weights; this
+            folder gets those, once a run.
+    """
+    policy: Policy = engine.module
+    base_path, trust_remote_code = config.model.model_name_or_path, config.model.trust_remote_code
+    adapter = isinstance(policy.lm, PeftModel)
+    state = _gather(policy, strategy, trainable_only=adapter)
+    if strategy.is_rank_0():
+        os.makedirs(folder, exist_ok=True)
+        prefix = "value_head."
+        head = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        lm_state = {name[len("lm.") :]: tensor for name, tensor in state.items() if name.startswith("lm.")}
+        if not adapter:
+            save_model(policy.lm, folder, base_path, lm_state)
+        elif config.ckpt.merge_lora:
+            _save_merged(folder, policy.lm, lm_state, base_path, trust_remote_code)
+        else:
+            _save_adapter(folder, policy.lm, lm_state, base_path, merged_base, trust_remote_code)
+        tokenizer.save_pretrained(folder)
+        if head:
+            save_value_head(folder, {name: tensor.float() for name, tensor in head.items()})
+    strategy.barrier()
+
+
+def _gather(policy: Policy, strategy: Strategy, trainable_only: bool) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and the buffers that a model keeps, on rank 0."""
+    state = {}
+    for name, parameter in policy.named_parameters():
+        if trainable_only and not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if strategy.is_rank_0():
+                state[name] = parameter.detach().cpu().clone()
+    if strategy.is_rank_0() and not trainable_only:
+        # Not the second name of tied weights.
+        parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
+        kept = policy.state_dict()
+        state.update({name: tensor.detach().cpu() for name, tensor in kept.items() if name not in parameters})
+    return state
+
+
+def _save_adapter(
+    folder: str,
+    model: PeftModel,
+    lm_state: dict[str, torch.Tensor],
+    base_path: str,
+    merged_base: str,
+    trust_remote_code: bool,
+) -> None:
+    base = base_path
+    if is_adapter(base_path):
+        base = merged_base
+        if not os.path.isdir(merged_base):
+            # Under its own name only when it is whole: every export of the run belongs to it.
+            unfinished = merged_base + ".unfinished"
+            dtype = next(iter(lm_state.values())).dtype
+            save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, base_path)
+            os.rename(unfinished, merged_base)
+    model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
+    model.save_pretrained(folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False)
+
+
+def _save_merged(
+    folder: str, model: PeftModel, lm_state: dict[str, torch.Tensor], base_path: str, trust_remote_code: bool
+) -> None:
+    dtype = next(iter(lm_state.values())).dtype
+    base = load_causal_lm(base_path, dtype, "sdpa", trust_remote_code)
+    adapted = get_peft_model(base, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, lm_state))
+    save_model(merge(adapted, "--ckpt.merge_lora"), folder, base_path)
+
+
+def drop_old_exports(config: RunConfig) -> None:
+    """Delete the oldest ``global_stepN_hf`` of a run beyond ``--ckpt.max_num``, but no input of the run."""
+    inputs = ("model.model_name_or_path", "prior.model_name_or_path", "value.init_from")
+    folder, values = config.ckpt.folder, flatten(config)
+    kept = {os.path.realpath(values[name]) for name in inputs if values.get(name)}
+    found = sorted((int(match[1]), match[0]) for match in map(_INTERMEDIATE.fullmatch, os.listdir(folder)) if match)
+    paths = [path for _, name in found if os.path.realpath(path := os.path.join(folder, name)) not in kept]
+    for path in paths[: max(0, len(paths) - config.ckpt.max_num)]:
+        shutil.rmtree(path)
+
+
+def write_config(config: RunConfig, resolved: dict) -> None:
+    """``config.yaml``, which runs the same again, and ``args.json``: every flag by its dotted name, and what the run
+    derived from them under ``resolved.*``."""
+    folder, secret = config.ckpt.output_dir, "logger.wandb.key"
+    values = flatten(config)
+    record = {**values, **{f"resolved.{name}": value for name, value in resolved.items()}}
+    if record[secret]:
+        record[secret] = "<hidden>"
+    with open(os.path.join(folder, "args.json"), "w") as file:
+        json.dump(record, file, indent=2, sort_keys=True)
+    with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
+        file.write(to_yaml(updated(config, {secret: None, "local_rank": -1})))
+
+
+def write_model_card(config: RunConfig, objective_name: str, last: dict) -> None:
+    """``README.md``: a model card with data, command, versions and the metrics of the last step."""
+    import peft
+    import transformers
+
+    folder, base_path, data = config.ckpt.output_dir, config.model.model_name_or_path, config.data.dataset
+    command = command_of(config)
+    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if value is not None)
+    text = f"""---
+base_model: {base_path}
+tags: [pipa, preference-alignment, openrlhf]
+---
+# {objective_name} fine-tuning of {os.path.basename(base_path.rstrip("/"))}
+
+Trained with [PIPA](https://arxiv.org/abs/2502.05773) by pipa-openrlhf {__version__}.
+
+- base model: `{base_path}`
+- data: `{data}`
+- versions: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, \
+deepspeed {deepspeed.__version__}
+
+Command:
+
+```bash
+{command}
+```
+
+Metrics of the last optimizer step:
+
+| metric | value |
+|---|---|
+{metrics}
+"""
+    with open(os.path.join(folder, "README.md"), "w") as file:
+        file.write(text)
+
+
+_MASTER_AND_MOMENTS = 3 * 4  # bytes of a trained parameter in a checkpoint
+
+
+def check_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase, strategy: Strategy) -> None:
+    """Export the run's model without its weights to a temporary folder, and check that the disk has room for them.
+
+    Collective: tried on rank 0, the rank that writes.
+
+    Raises:
+        UserError: the export at the end of the run would fail.
+    """
+    failure = [None]
+    if strategy.is_rank_0():
+        try:
+            _try_export(config, tokenizer)
+        except UserError as error:
+            failure = [str(error)]
+    torch.distributed.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise UserError(failure[0])
+
+
+def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    output_dir, start = config.ckpt.output_dir, config.model.model_name_or_path
+    try:
+        empty = empty_causal_lm(start, dtype_of(config.ds.param_dtype), config.model.trust_remote_code)
+    except Exception:  # loading the model says better what is wrong
+        return
+    base_bytes = sum(one.numel() * one.element_size() for one in empty.parameters())
+    lora = config.ds.lora
+    lm = add_lora(empty, lora.rank, lora.alpha, lora.target_modules, lora.dropout) if lora.rank else empty
+    exports_adapter = isinstance(lm, PeftModel) and not config.ckpt.merge_lora
+    trained = [one for one in lm.parameters() if one.requires_grad]
+    try:
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export_trial_") as trial:
+            if exports_adapter:
+                lm.save_pretrained(trial, state_dict={}, save_embedding_layers=False)
+            else:
+                save_model(empty if lm is empty else lm.unload(), trial, start, {})
+            tokenizer.save_pretrained(trial)
+    except Exception as error:  # of any library that writes a file of the export
+        raise UserError(
+            f"the model could not be exported to {output_dir} at the end of the run: {_one_line(error)}"
+        ) from error
+    needed = base_bytes
+    if exports_adapter:
+        needed = sum(one.numel() * one.element_size() for one in trained) + base_bytes * is_adapter(start)
+    checkpoint = sum(one.numel() for one in trained) * _MASTER_AND_MOMENTS if _writes_checkpoint(config) else 0
+    _check_space([(output_dir, needed), (config.ckpt.folder, checkpoint)])
+
+
+def export_finished(trainer: "PreferenceTrainer") -> None:
+    """Export to ``--ckpt.output_dir``, with a checkpoint of the last step on disk until that is done.
+
+    Raises:
+        UserError: the export failed; says how to go on.
+    """
+    config = trainer.config
+    trainer.update_check.report()
+    checkpoint = os.path.join(config.ckpt.folder, f"global_step{trainer.position.step}")
+    is_safe = _writes_checkpoint(config)
+    if is_safe and not os.path.isdir(checkpoint):
+        trainer.save_checkpoint(rotate=False)
+    try:
+        trainer.export(config.ckpt.output_dir)
+    except Exception as error:
+        rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"
+        if is_safe:
+            rescue = f"the weights are in {checkpoint}: put it right and give the same command with --ckpt.load_enable"
+        raise UserError(f"the export to {config.ckpt.output_dir} failed ({_one_line(error)}); {rescue}") from error
+    asked_for = config.ckpt.save_steps != -1 and trainer.position.step % config.ckpt.save_steps == 0
+    if is_safe and not asked_for and trainer.strategy.is_rank_0():
+        shutil.rmtree(checkpoint)
+        if not os.listdir(config.ckpt.folder):
+            os.rmdir(config.ckpt.folder)
+    trainer.strategy.barrier()
+
+
+def _writes_checkpoint(config: RunConfig) -> bool:
+    return not config.ckpt.disable_ds and config.optim != "muon"
+
+
+def _check_space(needs: list[tuple[str, int]]) -> None:
+    by_disk: dict[int, list[tuple[str, int]]] = {}
+    for folder, size in needs:
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(os.path.abspath(folder))
+        by_disk.setdefault(os.stat(folder).st_dev, []).append((folder, size))
+    for entries in by_disk.values():
+        folder, needed = entries[0][0], sum(size for _, size in entries)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise UserError(
+                f"{folder} has {free / 1e9:.2f} GB free, and the export and the checkpoint before it need "
+                f"{needed / 1e9:.2f} GB: make room, or give --ckpt.output_dir or --ckpt.path elsewhere"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def command_of(config: RunConfig) -> str:
+    """The command of a run: what differs from the defaults, without the wandb key and the launcher's rank."""
+    values, default = flatten(config), flatten(RunConfig(objective=type(config.objective)()))
+    words = []
+    for one in settings_of(config):
+        value = values[one.name]
+        if value == default[one.name] or one.name in ("local_rank", "logger.wandb.run_name"):
+            continue
+        if one.is_switch:
+            words.append(f"--{one.name}" if value else f"--{one.name.rpartition('.')[0]}.{one.spec.negation}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{one.name}", *map(str, value)]
+        else:
+            shown = str(value).lower() if isinstance(value, bool) else str(value)
+            words += [f"--{one.name}", "<hidden>" if one.name == "logger.wandb.key" else shown]
+    return f"python -m pipa_openrlhf.cli.{config.objective.module} {shlex.join(words)}"

@@ -1,0 +1,261 @@
+"""One training run from its config to its export: data, prior, policy, trainer."""
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.data.chat import fix_template_date
+from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.training_set import TrainingSet
+from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
+from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.build import build_policy
+from pipa_openrlhf.model.fit import check_same_tokens, check_vocabulary
+from pipa_openrlhf.model.loading import load_tokenizer, resolve_attention, use_modelscope
+from pipa_openrlhf.model.policy import PolicyActor
+from pipa_openrlhf.model.self_check import choose_layout
+from pipa_openrlhf.objectives.batch_loss import BatchLoss
+from pipa_openrlhf.objectives.mismatches import mismatched_completions
+from pipa_openrlhf.objectives.objective import Objective
+from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.prior.fill import fill_from_policy, fill_from_separate_model, open_cache
+from pipa_openrlhf.settings import flatten, updated
+from pipa_openrlhf.train.callback import Callback
+from pipa_openrlhf.train.checks import report_trained
+from pipa_openrlhf.train.export import (
+    MERGED_BASE,
+    check_export,
+    export_finished,
+    export_model,
+    write_config,
+    write_model_card,
+)
+from pipa_openrlhf.train.identity import Start, find_start
+from pipa_openrlhf.train.run_folder import check_output_dir, claim_folders, run_folders
+from pipa_openrlhf.train.trainer import PreferenceTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        output_dir: the exported model.
+        steps: optimizer steps of the whole run.
+        metrics: of the last step, as in ``metrics.jsonl``; empty on ranks but the first, and where the folder held
+            this very run already.
+    """
+
+    output_dir: str
+    steps: int
+    metrics: dict
+
+
+@dataclass(frozen=True)
+class _Data:
+    train_set: TrainingSet
+    eval_set: TrainingSet | None
+
+    @property
+    def scored(self) -> list[Sample]:
+        """Everything the prior must score."""
+        return self.train_set.scored_by_prior() + (self.eval_set.scored_by_prior() if self.eval_set else [])
+
+
+def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
+    """Train, and export to ``config.ckpt.output_dir``.
+
+    Every rank of a process group calls it; without a launcher this process is a group of one. It reads no command
+    line and touches no signal, so that it may be called from a notebook, a Ray worker or a test.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    config.check()
+    objective = config.objective.make_objective(config)
+    if objective.needs_prior:
+        config = updated(config, {"prior.model_name_or_path": config.prior_path})
+    if objective.needs_step_labels and config.data.annotation != "step":
+        raise UserError(f"{objective.name} needs step labels: give --data.annotation step")
+    for line in idle_flags(config):
+        log.info(line)
+    check_output_dir(config)
+    here = _for_this_machine(config)
+    strategy = Strategy(here, value_lr=config.value.lr if objective.needs_value_head else None)
+    strategy.setup_distributed()
+    start = find_start(config, objective, strategy)
+    tokenizer = load_tokenizer(
+        config.model.model_name_or_path, not config.data.disable_fast_tokenizer, config.model.trust_remote_code
+    )
+    fix_template_date(tokenizer, start.identity.started)
+    data = _load_data(config, objective, tokenizer)
+    _check_tokens(config, objective, data.scored, tokenizer)
+    start = start.with_data(data.train_set.fingerprint(), strategy)
+    steps = config.train.max_epochs * math.ceil(data.train_set.num_units / config.train.batch_size)
+    if start.finished:
+        log.info(f"{config.ckpt.output_dir} already holds this run, finished after {steps} steps")
+        return Result(config.ckpt.output_dir, steps, {})
+
+    folders = run_folders(config, tokenizer)
+    strategy.from_rank_0(lambda: claim_folders(folders, config.ckpt.overwrite))
+    check_export(config, tokenizer, strategy)
+    actor, cache, starts_as_prior = _prepare_models(here, objective, start, data.scored, strategy, tokenizer, steps)
+    trainer = PreferenceTrainer(
+        config=config,
+        loss=BatchLoss(objective, config.model.aux_loss_coef),
+        actor=actor,
+        strategy=strategy,
+        train_set=data.train_set,
+        eval_set=data.eval_set,
+        cache=cache,
+        pad_token_id=tokenizer.pad_token_id,
+        export=partial(
+            export_model,
+            config=config,
+            engine=actor.model,
+            strategy=strategy,
+            tokenizer=tokenizer,
+            merged_base=os.path.join(config.ckpt.output_dir, MERGED_BASE),
+        ),
+        starts_as_prior=starts_as_prior,
+        identity=start.identity.record(),
+        callbacks=tuple(callbacks),
+    )
+    return _fit(trainer, start, objective, folders, steps)
+
+
+def idle_flags(config: RunConfig) -> list[str]:
+    """Lines about flags that were set to something and change nothing."""
+    module = config.objective.module
+    default = flatten(RunConfig(objective=type(config.objective)()))
+    values = flatten(config)
+    names = (*config.objective.without_effect, "ref.offload", "ds.use_universal_ckpt")
+    user_file = values.get("pipa.objective_module")  # it gets the model's settings
+    idle = [name for name in names if values[name] != default[name] and not (user_file and name == "model.beta")]
+    return config.objective.idle_flags(config) + [f"--{name} has no effect in {module}" for name in idle]
+
+
+def _for_this_machine(config: RunConfig) -> RunConfig:
+    """The config with what can run here in place of what cannot."""
+    dtype = config.ds.param_dtype
+    if dtype == "fp16" and on_cpu():
+        raise UserError("--ds.param_dtype fp16 needs an accelerator: use bf16 or fp32")
+    if hint := slow_dtype_hint(dtype):
+        log.info(hint)
+    attention = resolve_attention(config.ds.attn_implementation, dtype)
+    if config.use_ms:
+        use_modelscope()
+    return updated(config, {"ds.attn_implementation": attention})
+
+
+def _prepare_models(
+    config: RunConfig,
+    objective: Objective,
+    start: Start,
+    scored: list[Sample],
+    strategy: Strategy,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+) -> tuple[PolicyActor, PriorCache | None, bool]:
+    """The policy in its engine, the prior's log-probs, and whether the policy is its own prior now."""
+    # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
+    cache = open_cache(config, strategy) if objective.needs_prior else None
+    is_separate = cache is not None and bool(config.prior_path or start.checkpoint)
+    if is_separate:
+        fill_from_separate_model(config, cache, scored, strategy, tokenizer.pad_token_id)
+    actor = build_policy(config, objective, strategy.get_ds_train_config())
+    report_trained(actor.model)
+    actor, _, _ = strategy.prepare((actor, _optimizer_config(config, steps)))
+    choose_layout(config, actor, scored, strategy, tokenizer.pad_token_id)
+    if cache is not None and not is_separate:
+        fill_from_policy(config, cache, scored, actor, strategy, tokenizer.pad_token_id)
+    return actor, cache, cache is not None and not is_separate
+
+
+def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders: list, steps: int) -> Result:
+    """Resume where there is a checkpoint, train, export."""
+    config, strategy = trainer.config, trainer.strategy
+    resolved = {
+        "ckpt.path": config.ckpt.folder,
+        "identity": start.identity.record(),
+        "ds.attn_implementation": trainer.actor.attention,
+        "objective": objective.name,
+        "total_steps": steps,
+        "train.micro_batch_size": trainer.micro_batch_size,
+        "train_units": trainer.train_set.num_units,
+        "world_size": strategy.world_size,
+    }
+    if start.checkpoint is not None:
+        trainer.resume(start.checkpoint)
+    if strategy.is_rank_0():
+        write_config(config, resolved)
+    last = trainer.fit()
+    export_finished(trainer)
+    if strategy.is_rank_0():
+        write_model_card(config, objective.name, last)
+        write_config(config, {**resolved, "finished": True})
+        for folder in folders:
+            folder.close()
+        log.info(f"Model written to {config.ckpt.output_dir}")
+    strategy.barrier()
+    return Result(config.ckpt.output_dir, steps, last)
+
+
+def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    def load(**source) -> TrainingSet:
+        samples = load_samples(
+            config,
+            tokenizer,
+            pairs_only=objective.needs_pairs,
+            keep=objective.keep,
+            rename=config.objective.read_rows,
+            **source,
+        ).samples
+        return TrainingSet(
+            samples,
+            unit_size=2 if objective.needs_pairs else 1,
+            mismatched=mismatched_completions(samples, config.data.max_len) if objective.needs_mismatched else (),
+        )
+
+    data = config.data
+    train_set = load(dataset=data.dataset, probs=data.dataset_probs, split=data.dataset_split)
+    if not config.eval.dataset:
+        return _Data(train_set, None)
+    return _Data(train_set, load(dataset=config.eval.dataset, split=config.eval.split, max_samples=sys.maxsize))
+
+
+def _check_tokens(
+    config: RunConfig, objective: Objective, samples: list[Sample], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    token_ids = np.unique(np.concatenate([sample.input_ids for sample in samples]))
+    remote = config.model.trust_remote_code
+    check_vocabulary(config.model.model_name_or_path, "--model.model_name_or_path", token_ids, remote)
+    if objective.needs_prior and config.prior_path:
+        flag = "--prior.model_name_or_path"
+        check_same_tokens(config.prior_path, flag, token_ids, tokenizer, remote)
+        check_vocabulary(config.prior_path, flag, token_ids, remote)
+
+
+def _optimizer_config(config: RunConfig, steps: int) -> dict:
+    return dict(
+        optim=config.optim,
+        muon=asdict(config.muon),
+        adam=asdict(config.adam),
+        lr_scheduler=config.lr_scheduler,
+        lr_warmup_ratio=config.lr_warmup_ratio,
+        min_lr_ratio=config.min_lr_ratio,
+        max_norm=config.max_norm,
+        scheduler_steps=steps,
+    )

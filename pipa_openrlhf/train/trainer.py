@@ -1,0 +1,316 @@
+"""The one trainer: any objective, on DeepSpeed, with checkpoints, evaluation and metrics."""
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.data.plan import global_batches
+from pipa_openrlhf.data.training_set import Collator, MicroBatch, MicroBatches, StepBatches, TrainingSet, load_steps
+from pipa_openrlhf.distributed.devices import device
+from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.policy import PolicyActor
+from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, answers_of, count_batch
+from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.train.callback import Callback
+from pipa_openrlhf.train.checkpoint import load_checkpoint, save_checkpoint
+from pipa_openrlhf.train.checks import StartCheck, UpdateCheck
+from pipa_openrlhf.train.export import drop_old_exports
+from pipa_openrlhf.train.metrics import SUMS, MetricsLog, batch_sums, means
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """Where a run stands, as a checkpoint keeps it."""
+
+    step: int = 0
+    num_tokens: int = 0
+
+
+@dataclass
+class PreferenceTrainer:
+    """Trains a policy on answers or pairs.
+
+    Attributes:
+        actor: its ``model`` is a DeepSpeed engine.
+        cache: log-probs of the prior for every sample; None where the objective has no prior.
+        export: writes the model to a folder; a collective call.
+        starts_as_prior: at step 0 the policy is its own prior.
+        identity: what checkpoints keep of :class:`RunIdentity`.
+    """
+
+    config: RunConfig
+    loss: BatchLoss
+    actor: PolicyActor
+    strategy: Strategy
+    train_set: TrainingSet
+    eval_set: TrainingSet | None
+    cache: PriorCache | None
+    pad_token_id: int
+    export: Callable[[str], None]
+    starts_as_prior: bool
+    identity: dict
+    callbacks: tuple[Callback, ...] = ()
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self):
+        self.steps_per_epoch = math.ceil(self.train_set.num_units / self.config.train.batch_size)
+        self.total_steps = self.steps_per_epoch * self.config.train.max_epochs
+        self.micro_batch_size = self._usable_micro_batch_size()
+        self.objective = self.loss.objective
+        # float16 gradients need DeepSpeed's loss scale, which is known in the backward pass only.
+        self.uses_single_pass_head = (
+            self.config.train.fused_head
+            and self.objective.token_loss is not None
+            and self.config.ds.param_dtype != "fp16"
+        )
+        self.layout = self.actor.layout
+        asked = self.config.train.group_by_length
+        # Without grouping, batches and their order are OpenRLHF's, which compares pairs.
+        self.groups_by_length = not self.objective.needs_pairs if asked is None else asked
+        if (
+            self.strategy.adds_up_in_bf16
+            and self.config.train.batch_size > self.micro_batch_size * self.strategy.world_size
+        ):
+            log.info("Gradients of micro-batches add up in bf16: --ds.zero_stage 1 or higher adds them up in float32")
+        self.update_check = UpdateCheck(self.actor.model, self.strategy)
+
+    def resume(self, checkpoint: str) -> None:
+        """Restore ``checkpoint``; training goes on after its last step."""
+        # DeepSpeed creates its optimizer state at the first update. A zero loss makes one without touching a weight
+        # that is not overwritten right after.
+        batch = next(self._micro_batches(self.train_set, by_size=False).answers(np.array([0]))).batch.to(device())
+        output = self.actor(batch)
+        nothing = (output.log_f.sum() + output.u.sum() + output.aux_loss) * 0.0
+        self.strategy.backward(nothing, self.actor, is_last=True)
+        self.actor.model.step()
+        saved = load_checkpoint(checkpoint, self.actor.model, self.strategy)
+        self.position = Position(saved["step"], saved["num_tokens"])
+        log.info(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
+
+    def fit(self) -> dict[str, float | None]:
+        """Train to the end of the last epoch and return the last step's metrics.
+
+        Raises:
+            KeyboardInterrupt: a callback wanted to stop; the running step was finished and checkpointed.
+            UserError: the loss or the gradient became NaN or infinite.
+        """
+        log = MetricsLog(self.config, self.position.step) if self.strategy.is_rank_0() else None
+        row: dict[str, float | None] = log.last if log is not None else {}
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.position.step,
+            desc="Train step",
+            disable=not self.strategy.is_rank_0(),
+        )
+        micro_batches = self._micro_batches(self.train_set, by_size=self.groups_by_length)
+        try:
+            for callback in self.callbacks:
+                callback.on_train_begin(self)
+            for epoch in range(self.position.step // self.steps_per_epoch, self.config.train.max_epochs):
+                batches = global_batches(
+                    self.train_set.num_units,
+                    self.config.train.batch_size,
+                    self.config.train.seed,
+                    epoch,
+                    micro_batches.prompts,
+                )[self.position.step % self.steps_per_epoch :]
+                steps = load_steps(batches, micro_batches, self.config.data.dataloader_num_workers)
+                for units, step_batches in zip(batches, steps):
+                    row, stopping = self._train_step(units, step_batches)
+                    if self._is_due(self.config.eval.steps, every_epoch=True) and self.eval_set is not None:
+                        row.update({f"eval/{name}": value for name, value in self.evaluate().items()})
+                    if log is not None:
+                        log.write(row)
+                    bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+                    bar.update()
+                    self._save_if_due(stopping)
+                    for callback in self.callbacks:
+                        callback.on_step_end(self, row)
+        finally:
+            for callback in self.callbacks:
+                callback.on_train_end(self)
+            bar.close()
+            if log is not None:
+                log.close()
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float | None]:
+        """Loss and metrics over the whole evaluation set, taken as one global batch; one micro-batch in memory."""
+        everything = np.arange(self.eval_set.num_units)
+        counts = _counts(self.eval_set, everything)
+        totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
+        self.actor.model.eval()
+        micro_batches = self._micro_batches(self.eval_set, by_size=True)
+        z0 = self._reference_point(micro_batches.mismatched(everything))
+        bar = tqdm(
+            micro_batches.answers(everything),
+            total=micro_batches.num_answers(everything),
+            desc="Evaluation",
+            disable=not self.strategy.is_rank_0(),
+            leave=False,
+        )
+        for micro_batch in bar:
+            batch = micro_batch.batch.to(device())
+            output = self.actor(batch)
+            if not micro_batch.is_idle:
+                loss = self.loss.share(output, batch, counts, z0)
+                totals += batch_sums(self.objective, output.log_f, output.u, batch, loss)
+        self.actor.model.train()
+        return means(self.objective, self.strategy.all_reduce(totals), z0)
+
+    def _train_step(self, units: np.ndarray, step: StepBatches) -> tuple[dict, bool]:
+        """One optimizer step on a global batch: its metrics, and whether some rank was asked to stop."""
+        started = time.monotonic()
+        engine = self.actor.model
+        engine.train()
+        lr = engine.lr_scheduler.get_last_lr()[0]
+        counts = _counts(self.train_set, units)
+        z0 = self._reference_point(step.mismatched)
+        start_check = StartCheck(self.loss, counts, z0) if self.starts_as_prior and not self.position.step else None
+        totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
+        for number, micro_batch in enumerate(step.answers, start=1):
+            batch = micro_batch.batch.to(device())
+            terms = self.loss.token_terms(batch, counts) if self.uses_single_pass_head else None
+            output = self.actor(batch, terms)
+            loss = self.loss.share(output, batch, counts, z0)
+            if micro_batch.is_idle:
+                loss = loss * 0.0
+            else:
+                totals += batch_sums(self.objective, output.log_f.detach(), output.u, batch, loss.detach())
+                if start_check is not None:
+                    start_check.add(output, batch)
+            self.strategy.backward(loss, self.actor, is_last=number == len(step.answers))
+        totals[SUMS.index("stop")] = float(any(callback.wants_stop() for callback in self.callbacks))
+        totals = self.strategy.all_reduce(totals)
+        metrics = means(self.objective, totals, z0)
+        # Before the update, on all ranks alike: weights that a NaN has reached cannot be mended.
+        self._refuse_non_finite("loss", metrics["loss"])
+        if start_check is not None:
+            start_check.report(self.strategy, metrics["loss"], self.config.ds.param_dtype)
+        self.update_check.before_update()
+        grad_norm = self._step_engine()
+        self.update_check.after_update(grad_norm)
+        num_tokens = sum(len(self.train_set.samples[row].input_ids) for row in self.train_set.rows(units))
+        self.position = Position(self.position.step + 1, self.position.num_tokens + num_tokens)
+        row = {
+            "step": self.position.step,
+            "epoch": self.position.step / self.steps_per_epoch,
+            **{name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()},
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "num_tokens": self.position.num_tokens,
+            "tokens_per_second": num_tokens / (time.monotonic() - started),
+        }
+        return row, bool(totals[SUMS.index("stop")])
+
+    @torch.no_grad()
+    def _reference_point(self, mismatched: Iterable[MicroBatch]) -> torch.Tensor:
+        """KTO's z0: mean log-ratio of the global batch's mismatched completions, at least 0; no gradient."""
+        totals = torch.zeros(2, dtype=torch.float64, device=device())
+        if not self.objective.needs_mismatched:
+            return totals[0].float()
+        for micro_batch in mismatched:
+            batch = micro_batch.batch.to(device())
+            log_f = self.actor(batch, with_value=False).log_f
+            if not micro_batch.is_idle:
+                totals[0] += answers_of(log_f, batch, totals[0]).log_ratio.double().sum()
+                totals[1] += len(log_f)
+        total, count = self.strategy.all_reduce(totals)
+        return (total / count.clamp(min=1)).clamp(min=0).float()
+
+    def _step_engine(self) -> float:
+        """Clip, update, and return the gradient norm before clipping.
+
+        Raises:
+            UserError: the gradient is NaN or infinite; the weights are as before.
+        """
+        engine = self.actor.model
+        norm = None
+        if engine.zero_optimization_stage() == 0:
+            # DeepSpeed reports no norm for a plain float32 optimizer.
+            gradients = [one.grad for one in engine.module.parameters() if one.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            self._refuse_non_finite("gradient", norm)
+        engine.step()
+        if getattr(engine.optimizer, "overflow", False):
+            self._refuse_non_finite("gradient", math.inf)
+        reported = engine.get_global_grad_norm()
+        return float(reported if reported is not None else norm)
+
+    def _refuse_non_finite(self, what: str, value: float) -> None:
+        # float16 overflows now and then: DeepSpeed skips that update and lowers its loss scale.
+        if math.isfinite(value) or (what == "gradient" and self.config.ds.param_dtype == "fp16"):
+            return
+        raise UserError(
+            f"the {what} of step {self.position.step + 1} is {value}, the weights are those of the step before: "
+            "lower the learning rate, or go back to a checkpoint with --ckpt.load_enable"
+        )
+
+    def _micro_batches(self, data: TrainingSet, by_size: bool) -> MicroBatches:
+        collator = Collator(self.cache, self.pad_token_id, self.layout, self.loss.aux_coef > 0)
+        rank, world_size = self.strategy.get_rank(), self.strategy.world_size
+        return MicroBatches(data, collator, rank, world_size, self.micro_batch_size, by_size)
+
+    def _usable_micro_batch_size(self) -> int:
+        asked, batch_size = self.config.train.micro_batch_size, self.config.train.batch_size
+        share = math.ceil(batch_size / self.strategy.world_size)
+        if asked > share:
+            log.info(
+                f"--train.micro_batch_size {asked} is more than a rank's share of --train.batch_size {batch_size}: "
+                f"using {share}"
+            )
+        return min(asked, share)
+
+    def _is_due(self, every: int, every_epoch: bool) -> bool:
+        if every == -1:
+            return every_epoch and self.position.step % self.steps_per_epoch == 0
+        return self.position.step % every == 0
+
+    def save_checkpoint(self, rotate: bool = True) -> None:
+        """Write a checkpoint of this step; ``rotate`` drops the oldest beyond --ckpt.max_num and --ckpt.max_mem."""
+        save_checkpoint(
+            self.config.ckpt.folder,
+            self.position.step,
+            self.actor.model,
+            self.strategy,
+            position=asdict(self.position),
+            identity=self.identity,
+            max_num=self.config.ckpt.max_num if rotate else sys.maxsize,
+            max_gb=self.config.ckpt.max_mem if rotate else math.inf,
+        )
+
+    def _save_if_due(self, stopping: bool) -> None:
+        step = self.position.step
+        due = self._is_due(self.config.ckpt.save_steps, every_epoch=False)
+        # Muon's momentum has no place in a checkpoint.
+        can_save = self.config.optim != "muon"
+        if can_save and ((due and not self.config.ckpt.disable_ds) or stopping):
+            self.save_checkpoint()
+        if due and self.config.ckpt.save_hf:
+            self.export(os.path.join(self.config.ckpt.folder, f"global_step{step}_hf"))
+            if self.strategy.is_rank_0():
+                drop_old_exports(self.config)
+        if stopping:
+            way_on = (
+                "go on with --ckpt.load_enable" if can_save else "no checkpoint was written: --optim muon has none"
+            )
+            log.info(f"Stopped after step {step}; {way_on}")
+            raise KeyboardInterrupt
+
+
+def _counts(data: TrainingSet, units: np.ndarray) -> BatchCounts:
+    samples = [data.samples[row] for row in data.rows(units)]
+    return count_batch([(one.labels, one.mask, one.answer_label) for one in samples], data.unit_size)

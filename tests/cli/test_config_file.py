@@ -1,0 +1,112 @@
+"""A run from a YAML file, from its own config.yaml, and from Python: the same run as from the command line."""
+
+import pytest
+import yaml
+from tiny import read_jsonl, run_in_process
+
+from pipa_openrlhf.cli.flags import new_config, parse
+from pipa_openrlhf.config import AdamConfig, ModelConfig, RunConfig, TrainConfig
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.objectives.dpo import DpoConfig
+from pipa_openrlhf.objectives.kto import KtoConfig
+from pipa_openrlhf.settings import flatten, to_yaml, updated
+from pipa_openrlhf.train.run import train
+
+
+def write(path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    path = write(tmp_path / "run.yaml", "adam:\n  lr: 1e-3\n  betas: [0.5, 0.6]\npipa.clip_eps: 0.01\n")
+    config = parse("train_pipa", ["--config", path, "--pipa.clip_eps", "0.1"])
+    assert config.adam.lr == 1e-3 and list(config.adam.betas) == [0.5, 0.6] and config.objective.clip_eps == 0.1
+    assert config.train.batch_size == TrainConfig().batch_size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.group_by_length": False, "muon.nesterov": False, "adam.betas": [0.1, 0.2]},
+        {"data.step_separator": "; \n", "data.input_template": "Q: {}\n", "data.mask_tool_output": False},
+        {"ds.lora.target_modules": ["q_proj", "v_proj"], "value.hidden_size": 8, "model.self_check": False},
+        {"data.input_template": "--{}", "logger.wandb.run_name": "a: b # c"},
+    ],
+)
+def test_a_config_comes_back_from_its_yaml(tmp_path, changes):
+    # Local paths come back absolute.
+    config = updated(new_config("train_pipa"), {"ckpt.output_dir": "/runs/one", **changes})
+    assert flatten(parse("train_pipa", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
+
+
+def test_the_file_names_the_objective(tmp_path):
+    path = write(tmp_path / "c.yaml", to_yaml(RunConfig(objective=KtoConfig(step_loss="per_step"))))
+    assert parse("train", ["--config", path]).objective == KtoConfig(step_loss="per_step")
+    with pytest.raises(UserError, match="train_dpo trains dpo and the config file names kto: use cli.train"):
+        parse("train_dpo", ["--config", path])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("adam.lrr: 1\n", "adam.lrr is no setting of this command"),
+        ("- 1\n", "it holds no settings"),
+        ("", "it holds no settings"),
+        ("adam: [1\n", "line 2: not YAML"),
+        ("adam.lr: fast\n", "--adam.lr"),
+        ("ckpt.save_hf: maybe\n", "ckpt.save_hf is true or false, got 'maybe'"),
+        ("objective: ppo\n", "--objective ppo is not one of pipa, dpo, kto, sft"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        parse("train", ["--config", write(tmp_path / "c.yaml", text)])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="No such file"):
+        parse("train", ["--config", str(tmp_path / "absent.yaml")])
+
+
+def test_a_run_writes_the_file_that_runs_it_again(small_run, tmp_path, capsys):
+    words = small_run("out", **{"ckpt.save_steps": None, "logger.wandb.key": None})
+    assert run_in_process("train_pipa", *words) == 0
+    path = tmp_path / "out" / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    assert (
+        written["objective"] == "pipa"
+        and written["pipa"]["variant"] == "n"
+        and written["logger"]["wandb"]["key"] is None
+    )
+    again = ["--config", path, "--ckpt.output_dir", tmp_path / "again"]
+    assert run_in_process("train", *again) == 0
+    first, second = (
+        [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("out", "again")
+    )
+    assert first == second
+    # The very same file finds its own finished run.
+    assert run_in_process("train_pipa", "--config", path, "--ckpt.load_enable") == 0
+    assert "already holds this run" in capsys.readouterr().out
+
+
+def test_python_gives_the_run_of_the_command_line(small_run, tmp_path):
+    words = small_run("out", **{"ckpt.save_steps": None})
+    assert run_in_process("train_pipa", *words) == 0
+    config = updated(parse("train_pipa", words), {"ckpt.output_dir": str(tmp_path / "python")})
+    result = train(config)
+    rows = read_jsonl(tmp_path / "python" / "metrics.jsonl")
+    assert result.steps == len(rows) and result.metrics == rows[-1] and result.output_dir == config.ckpt.output_dir
+    assert [row["loss"] for row in rows] == [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "config, flag",
+    [
+        (RunConfig(), "--model.model_name_or_path is missing"),
+        (RunConfig(adam=AdamConfig(lr=-1.0)), "--adam.lr must not be negative, got -1.0"),
+        (RunConfig(objective=DpoConfig(step_loss="l2")), "--dpo.step_loss l2 is not one of l1, l0"),
+        (RunConfig(model=ModelConfig(model_name_or_path="./absent")), "--model.model_name_or_path ./absent"),
+    ],
+)
+def test_python_is_checked_like_the_command_line(config, flag):
+    with pytest.raises(UserError, match=flag):
+        train(config)

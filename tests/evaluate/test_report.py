@@ -1,0 +1,119 @@
+"""The report: its numbers are those of the evaluations, and its page stands alone."""
+
+import json
+import math
+
+import pytest
+
+from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.cli.report import main
+from pipa_openrlhf.evaluate.report import comparison, text_table
+from pipa_openrlhf.evaluate.results import one_line, summarise, write_summary
+
+
+def evaluation(folder, rights):
+    folder.mkdir()
+    rows = [
+        {"problem_id": str(index), "right": bool(right), "predicted": "1", "finished": True}
+        for index, right in enumerate(rights)
+    ]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_summary(str(folder), summarise(rows, {"model": folder.name}))
+    return str(folder)
+
+
+def training(folder, steps=30):
+    folder.mkdir()
+    rows = [
+        {
+            "step": step,
+            "pipa/value_likelihood": 0.5 + step / 100,
+            "rewards/chosen": step / 10,
+            "rewards/rejected": None if step == 3 else -step / 10,
+        }
+        for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 31, "torn')
+    return str(folder)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    base = [1, 0, 0, 0] * 25
+    better = [1, 1, 0, 0] * 25
+    return {"SFT": evaluation(tmp_path / "sft", base), "PIPA-M": evaluation(tmp_path / "m", better)}
+
+
+def test_comparison_with_the_interval_of_the_paired_difference(folders):
+    header, sft, pipa = comparison(folders, "SFT")
+    assert header[4] == "against SFT"
+    assert sft[:4] == ("SFT", "25.0%", "17.5% to 34.3%", "100") and sft[4:] == ("", "")
+    # differences: 25 ones and 75 zeros; variance 25 * 75 / (100 * 99)
+    half = 196 * math.sqrt(25 * 75 / 9900 / 100)
+    assert pipa == (
+        "PIPA-M",
+        "50.0%",
+        "40.4% to 59.6%",
+        "100",
+        "+25.0 points",
+        f"+{25 - half:.1f} to +{25 + half:.1f}",
+    )
+
+
+def test_no_difference_where_the_problems_are_others(folders, tmp_path):
+    rows = comparison(folders | {"other": evaluation(tmp_path / "other", [1, 0])}, "SFT")
+    assert rows[3] == ("other", "50.0%", "9.5% to 90.5%", "2", "", "")
+
+
+def test_text_table_is_aligned(folders):
+    lines = text_table(comparison(folders, "SFT")).splitlines()
+    assert len(lines) == 4 and set(lines[1]) == {"-"}
+    assert lines[2].index("25.0%") == lines[3].index("50.0%")
+
+
+def test_command_writes_a_page_that_stands_alone(folders, tmp_path, capsys):
+    commands = tmp_path / "commands.txt"
+    commands.write_text("python -m x --flag '<a> & b'")
+    output = tmp_path / "deep" / "report.html"
+    flags = ["--report.evaluations", *(f"{name}={folder}" for name, folder in folders.items())]
+    flags += ["--report.runs", f"PIPA-M={training(tmp_path / 'run')}", "--report.output", str(output)]
+    assert run(main, "report", [*flags, "--report.commands", str(commands), "--report.title", "A <title>"]) == 0
+    assert "+25.0 points" in capsys.readouterr().out
+    page = output.read_text()
+    for text in ("25.0%", "50.0%", "+25.0 points", "&lt;a&gt; &amp; b", "A &lt;title&gt;", "PIPA-M"):
+        assert text in page
+    assert page.count("<svg") == 3
+    for loaded_from_elsewhere in ("<script", "<link", "<img", "@import"):
+        assert loaded_from_elsewhere not in page
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "--report.evaluations is required"),
+        (["--report.evaluations", "SFT"], "NAME=FOLDER"),
+        (["--report.evaluations", "a=/nowhere"], "/nowhere"),
+    ],
+)
+def test_refusals(flags, words, capsys):
+    assert run(main, "report", flags) == 1
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error
+
+
+def test_refuses_an_unknown_baseline_a_name_twice_and_a_run_without_metrics(folders, tmp_path, capsys):
+    sft = f"SFT={folders['SFT']}"
+    for flags, words in (
+        ([sft, "--report.baseline", "x"], "--report.baseline x"),
+        ([sft, sft], "twice"),
+        ([sft, "--report.runs", f"r={tmp_path}"], "metrics.jsonl"),
+    ):
+        assert run(main, "report", ["--report.evaluations", *flags]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_one_line_of_a_summary():
+    rows = [{"right": number < 81, "predicted": None, "finished": False} for number in range(263)]
+    assert one_line(summarise(rows, {})) == (
+        "accuracy 30.8% (81 of 263), 95 % interval 25.5% to 36.6%; 263 without an answer"
+    )

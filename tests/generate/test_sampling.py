@@ -1,0 +1,133 @@
+"""Sampling with a tiny model: batching, padding, ends and seeds must not change what an answer is."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches
+
+PROMPTS = ["12 + 7?\n", "a much longer prompt than the others: 3 * 4?\n", "x", "19 * 3?\n"]
+
+
+def make_tokenizer():
+    """One token a byte; 256 is the end."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return make_model(), make_tokenizer()
+
+
+def run(parts, settings, batches=None):
+    answers = {}
+    batches = plan_batches(PROMPTS, settings) if batches is None else batches
+    for batch, found in sample_batches(*parts, PROMPTS, batches, settings):
+        answers.update(zip(batch, found, strict=True))
+    return answers
+
+
+def greedy_by_hand(parts, prompt, max_new_tokens):
+    model, tokenizer = parts
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    new = []
+    while len(new) < max_new_tokens and 256 not in new:
+        with torch.no_grad():
+            new.append(model(torch.tensor([ids + new])).logits[0, -1].argmax().item())
+    return tokenizer.decode([token for token in new if token != 256])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 96])
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_greedy_answers_do_not_depend_on_batch_padding_or_shared_prompt_pass(parts, batch_size, num_samples):
+    settings = SamplingSettings(num_samples=num_samples, max_new_tokens=12, batch_size=batch_size)
+    answers = run(parts, settings)
+    for index, prompt in enumerate(PROMPTS):
+        assert [answer.text for answer in answers[index]] == [greedy_by_hand(parts, prompt, 12)] * num_samples
+
+
+def test_every_prompt_is_in_one_batch_longest_first():
+    settings = SamplingSettings(num_samples=3, batch_size=6)
+    assert plan_batches(PROMPTS, settings) == [[1, 0], [3, 2]]
+    assert plan_batches(PROMPTS, SamplingSettings(num_samples=8, batch_size=4)) == [[1], [0], [3], [2]]
+
+
+def test_a_batch_draws_the_same_whatever_ran_before_it(parts):
+    settings = SamplingSettings(num_samples=2, temperature=1.0, max_new_tokens=8, batch_size=4, seed=3)
+    batches = plan_batches(PROMPTS, settings)
+    whole = run(parts, settings)
+    torch.manual_seed(99)
+    continued = run(parts, settings, batches[1:])
+    assert continued == {index: whole[index] for index in batches[1]}
+    other = run(parts, SamplingSettings(num_samples=2, temperature=1.0, max_new_tokens=8, batch_size=4, seed=4))
+    assert other != whole
+
+
+def test_samples_of_a_prompt_differ(parts):
+    settings = SamplingSettings(num_samples=8, temperature=1.0, max_new_tokens=8, batch_size=32)
+    assert len({answer.text for answer in run(parts, settings)[0]}) > 4
+
+
+def test_sampling_follows_the_models_distribution(parts):
+    """All of the vocabulary is open: generate()'s own top-50 default would cut it."""
+    model, tokenizer = parts
+    settings = SamplingSettings(num_samples=4000, temperature=2.0, max_new_tokens=1, batch_size=4000)
+    drawn = torch.zeros(257)
+    _, (answers,) = next(sample_batches(model, tokenizer, PROMPTS, [[0]], settings))
+    ends = sum(answer.finished for answer in answers)
+    with torch.no_grad():
+        logits = model(tokenizer(PROMPTS[0], return_tensors="pt").input_ids).logits[0, -1]
+    probabilities = (logits / 2.0).softmax(-1)
+    for answer in answers:
+        if len(answer.text) == 1 and answer.text.isascii():
+            drawn[tokenizer(answer.text).input_ids[0]] += 1
+    ascii_tokens = torch.tensor([tokenizer(chr(code)).input_ids[0] for code in range(128)])
+    expected = probabilities[ascii_tokens] * 4000
+    assert ((drawn[ascii_tokens] - expected).abs() < 5 * expected.sqrt() + 5).all()
+    assert abs(ends - 4000 * probabilities[256]) < 5 * (4000 * probabilities[256]).sqrt() + 5
+
+
+def test_an_answer_ends_at_any_published_end_token(parts):
+    model, tokenizer = make_model(), parts[1]
+    settings = SamplingSettings(max_new_tokens=12, batch_size=1)
+    text = run((model, tokenizer), settings)[0][0].text
+    assert not run((model, tokenizer), settings)[0][0].finished
+    model.generation_config.eos_token_id = [256, tokenizer(text[3]).input_ids[0]]
+    assert len(end_tokens(model, tokenizer)) == 2
+    cut = run((model, tokenizer), settings)[0][0]
+    assert cut.finished and cut.text == text[: text.index(text[3])]
+    assert cut.num_tokens == len(cut.text) + 1
+
+
+def test_settings_published_with_a_model_do_not_leak_in(parts):
+    model, tokenizer = make_model(), parts[1]
+    settings = SamplingSettings(max_new_tokens=12)
+    plain = run((model, tokenizer), settings)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.min_new_tokens = 12
+    assert run((model, tokenizer), settings) == plain
+    model.generation_config.top_k = 1
+    drawn = SamplingSettings(num_samples=8, temperature=1.0, max_new_tokens=8, batch_size=32)
+    assert len({answer.text for answer in run((model, tokenizer), drawn)[0]}) > 4

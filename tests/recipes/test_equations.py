@@ -1,0 +1,205 @@
+"""The equation that a step states, however it is laid out, and what is not taken for one."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.word_problems.steps import equation_value
+
+PLAIN = [
+    ("12 + 7 = 19", 19),
+    ("48/2 = <<48/2=24>>24", 24),
+    ("5 * (2 + 1) = $15", 15),
+    ("1,000 - 1 = 999", 999),
+    ("1,234,567 + 1 = 1,234,568", 1234568),
+    ("0.1 + 0.2 = 0.3", 0.3),
+    (".5 + .5 = 1", 1),
+    ("007 + 1 = 8", 8),
+    ("3 - 8 = -5", -5),
+    ("-3 + 5 = 2", 2),
+    ("2 * -3 = -6", -6),
+    ("10 / 4 = 2.5", 2.5),
+    ("2*6 = 3*4 = 12", 12),
+    ("12 = 3 * 4", 12),
+    ("5 = 5", 5),
+    ("x = 3 * 4 = 12", 12),
+    ("3 + 4 = 8, so 3 * 4 = 12", 12),  # the last equation is the step's
+    ("100 / 2 = 50%", 50),
+    ("$3 * 4 = $12", 12),
+    ("$3 * 4$ = $12$", 12),
+    ("-$5 + $8 = $3", 3),
+    (r"\$3 * 4 = \$12", 12),
+]
+# @ stands for the value, 12
+LAID_OUT = [
+    "Tom has 3 * 4 = @ apples.",
+    "1. 3 * 4 = @",
+    "1) 3 * 4 = @",
+    "(1) 3 * 4 = @",
+    "12. 3 * 4 = @.",
+    "- 3 * 4 = @",
+    "* 3 * 4 = @",
+    "+ 3 * 4 = @",
+    "• 3 * 4 = @",
+    "  - 1. 3 * 4 = @",
+    "> 3 * 4 = @",
+    "### 3 * 4 = @",
+    "Step 2: 3 * 4 = @",
+    "Step 2:3*4=@",
+    "step 2.1) 3 * 4 = @",
+    "Step 2 - 3 * 4 = @",
+    "Step 2 – 3 * 4 = @",
+    "Step 2. 3 * 4 = @",
+    "### Step 2: 3 * 4 = @",
+    "**3 * 4 = @**",
+    "**3 * 4** = @",
+    "3 * 4 = **@**",
+    "3 * 4 = **@** apples",
+    "**Step 2:** 3 * 4 = @",
+    "**Step 2: 3 * 4 = @**",
+    "- **Total**: 3 * 4 = @",
+    "1. **3 * 4 = @**",
+    "__3 * 4 = @__",
+    "*3 * 4 = @*",
+    "*3*4=@*",
+    "_3 * 4 = @_",
+    "`3 * 4 = @`",
+    "`3 * 4` = `@`",
+    r"\(3 * 4 = @\)",
+    r"\( 3 * 4 \) = @",
+    r"\[ 3 * 4 = @ \]",
+    r"So \(3 \times 4 = @\).",
+    r"3 \cdot 4 = @",
+    r"$3 \times 4 = @$",
+    r"24 \div 2 = @",
+    "3 × 4 = @",
+    "3×4=@",
+    "3 · 4 = @",
+    "3 ⋅ 4 = @",
+    "24 ÷ 2 = @",
+    "15 − 3 = @",
+    "15 – 3 = @",
+    "−3 + 15 = @",
+    "3 x 4 = @",
+    "3x4=@",
+    "In 3 days: 3 * 4 = @",
+    "In 3 days 3 * 4 = @",
+    "In 3 days, 3 * 4 = @",
+    "In 2020, 3 * 4 = @",
+    "Day 3. 3 * 4 = @",
+    "Day 3: 3 * 4 = @ apples",
+    "So Tom has 2 boxes, 2*6=@",
+    "So Tom has 2, 2*6=@",
+    "He sold 5 (3 * 4 = @)",
+    "First, a) 3 * 4 = @",
+    "3 * 4 = @ (3 boxes)",
+    "3 * 4 = @ - a lot",
+    "3 * 4 = @, as 3 is given",
+    "3 * 4 = @!",
+    "3 * 4 = @kg",
+    "3 * 4 = @\n",
+    "3 * 4 = @, so x = 12",
+    "20% of 60 is 12 and 3 * 4 = @",
+]
+NONE = [
+    "12 + 7 = 20",
+    "1 / 0 = 0",
+    "12 + = 12",
+    "= 12",
+    "12 =",
+    "==",
+    "(" * 5000 + "= 1",
+    "1 + " * 5000 + "1 = 5001",
+    "9" * 5000 + " = " + "9" * 5000,
+    "no equation",
+    "#### 57",
+    "",
+    # a power is no product, and what is left of it no equation
+    "2 ** 9 = 512",
+    "2**3 = 3",
+    "2 ** 3 = 3",
+    "2^3 = 3",
+    "3 = 3^2",
+    "3 = 3**2",
+    "2**3 = 3 * 4 = 12",
+    r"\sqrt 16 = 16",
+    "√16 = 16",
+    "7 // 2 = 2",
+    # digits with a mark between them are no two numbers
+    "3$4 = 34",
+    "3$4 = 4",
+    "5%0 = 50",
+    "5%0 = 0",
+    "1.2.3 = 3",
+    "1,2 = 2",
+    "4:12 = 12",
+    "3 4 = 4",
+    "3 4 = 34",
+    "12 = 12 4",
+    # unknowns and functions
+    "f(2) = 2",
+    "x - 3 = -3",
+    "x * 3 = 3",
+    "3(4) = 4",
+    "3 = 3(4)",
+    "2(3) = 6",
+    "5 = 5 + 3 = 8",
+    "3 * 4 = 12 + 5 = 17",
+    "2*6 = 3*5 = 15",
+    "3*5 = 2*6 = 12",
+    "3 <= 3",
+    "3 != 3",
+    "3 => 3",
+    "- 3 + 5 = 2",  # a bullet: 3 + 5 is not 2
+]
+
+
+@pytest.mark.parametrize("step, value", PLAIN + [(step.replace("@", "12"), 12) for step in LAID_OUT])
+def test_the_equation_of_a_step(step, value):
+    assert equation_value(step) == Fraction(str(value))
+
+
+@pytest.mark.parametrize("step", NONE, ids=lambda step: step[:20])
+def test_no_equation_that_holds(step):
+    assert equation_value(step) is None
+
+
+@pytest.mark.parametrize("step", LAID_OUT)
+def test_a_false_equation_stays_false_in_every_layout(step):
+    assert equation_value(step.replace("@", "13")) is None
+
+
+MARKERS = st.sampled_from(
+    ["{}", "1. {}", "12) {}", "(3) {}", "- {}", "* {}", "• {}", "Step 2: {}", "**Step 4.** {}", "## {}"]
+)
+PHRASES = st.sampled_from(
+    ["{}", "In 3 days: {}", "So Tom has 2 boxes, {}", "In all {} apples.", "{}.", "{}, that is all", "{} (3 more)"]
+)
+MARKS = st.sampled_from(["{}", "**{}**", r"\({}\)", r"\[ {} \]", "`{}`", "${}$", r"\( **{}** \)"])
+SPELLINGS = st.fixed_dictionaries(
+    {
+        "+": st.just("+"),
+        "-": st.sampled_from(["-", "−", "–"]),
+        "*": st.sampled_from(["*", "×", "·", r"\times", r"\cdot", "x"]),
+        "/": st.sampled_from(["/", "÷", r"\div"]),
+    }
+)
+NUMBERS = st.integers(1, 400)
+
+
+@given(NUMBERS, st.sampled_from("+-*/"), NUMBERS, st.integers(-3, 3), SPELLINGS, MARKS, PHRASES, MARKERS)
+def test_layout_and_spelling_change_no_verdict(left, sign, right, error, spellings, marks, phrase, marker):
+    if sign == "/":
+        left *= right
+    exact = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
+    step = f"{left} {spellings[sign]} {right} = {exact + error}"
+    laid_out = marker.format(phrase.format(marks.format(step)))
+    assert equation_value(laid_out) == (None if error else exact)
+
+
+@given(st.text(alphabet="0123456789+-*/=().,$%^x \\n*_×", max_size=30))
+def test_any_text_is_read_without_an_error(text):
+    value = equation_value(text)
+    assert value is None or isinstance(value, Fraction)

@@ -1,0 +1,56 @@
+"""Labelling the steps of an answer by rule."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.word_problems.steps import label_steps, split_steps
+
+GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
+
+
+@pytest.mark.parametrize(
+    "steps, right, labels",
+    [
+        (GOLD, True, [1, 1, 1]),
+        (["7 + 12 = 19", "3 * 19 = 57", "#### 57"], True, [1, 1, 1]),
+        # right by another way: all steps of a right answer are right
+        (["12 * 3 = 36", "7 * 3 = 21", "36 + 21 = 57", "#### 57"], True, [1, 1, 1, 1]),
+        # arithmetic slip, then everything after it is wrong although its own equation holds
+        (["12 + 7 = 18", "18 * 3 = 54", "#### 54"], False, [0, 0, 0]),
+        (["12 + 7 = 19", "19 * 3 = 47", "#### 47"], False, [1, 0, 0]),
+        # right equation, wrong plan
+        (["12 * 7 = 84", "#### 84"], False, [0, 0]),
+        # the value returns to the gold one after a wrong step
+        (["12 + 7 = 20", "19 * 3 = 57", "#### 58"], False, [0, 0, 0]),
+        # all equations right, the answer copied wrongly
+        (["12 + 7 = 19", "19 * 3 = 57", "#### 75"], False, [1, 1, 0]),
+        # stops early: the last step is the answer's
+        (["12 + 7 = 19"], False, [0]),
+        (["12 + 7 = 19", "19 * 3 = 57", "57 + 0 = 57", "57 + 1 = 58", "#### 58"], False, [1, 1, 0, 0, 0]),
+        (["Let us think.", "12 + 7 = 19", "#### 19"], False, [0, 0, 0]),
+    ],
+)
+def test_label_steps(steps, right, labels):
+    assert label_steps(steps, GOLD, right) == [bool(label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    "layout", ["1. {}", "- {}", "Step 2: {}", "**{}**", r"\({}\)", "In 3 days: {}", "So 2 boxes, {}"]
+)
+def test_layout_of_steps_and_of_worked_steps_changes_no_label(layout):
+    answer = ["12 + 7 = 19", r"19 \times 3 = 47", "#### 47"]
+    laid_out = [layout.format(step) for step in answer]
+    for gold in (GOLD, [layout.format(step) for step in GOLD]):
+        assert label_steps(laid_out, gold, False) == label_steps(answer, gold, False) == [True, False, False]
+
+
+@given(st.text(alphabet="ab \n", max_size=12))
+def test_split_steps_loses_nothing_and_leaves_no_step_empty(text):
+    steps = split_steps(text)
+    assert "\n".join(steps) == text
+    assert text == "" or all(steps)
+
+
+def test_split_steps_is_one_step_a_line():
+    assert split_steps("12 + 7 = 19\n\n19 * 3 = 57\n#### 57") == ["12 + 7 = 19\n", "19 * 3 = 57", "#### 57"]

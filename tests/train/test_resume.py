@@ -1,0 +1,365 @@
+"""A run that was cut anywhere goes on as if it had not been."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from deepspeed.runtime.fp16 import loss_scaler
+from safetensors.torch import load_file
+from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
+
+from pipa_openrlhf.train.checkpoint import EngineState
+from pipa_openrlhf.train.run_folder import MANIFEST
+
+FULL = {}
+LORA = {"ds.lora.rank": 4, "ds.lora.dropout": 0.2}
+
+
+def losses(rows) -> list[float]:
+    return [row["loss"] for row in rows]
+
+
+def cut(whole, copy, step: int) -> None:
+    """What a run killed some time after its checkpoint of ``step`` leaves behind."""
+    copy.mkdir()
+    for kept in range(1, step + 1):
+        shutil.copytree(whole / "checkpoints" / f"global_step{kept}", copy / "checkpoints" / f"global_step{kept}")
+    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[: step + 1]) + lines[-1][:20])
+    args = json.loads((whole / "args.json").read_text())
+    del args["resolved.finished"]
+    (copy / "args.json").write_text(json.dumps(args))
+    (copy / MANIFEST).write_text(json.dumps({"is_open": True, "files": []}))
+
+
+def assert_same_end(whole, resumed) -> None:
+    for name in ("adapter_model.safetensors", "model.safetensors", "value_head.safetensors"):
+        if (whole / name).exists():
+            expected, got = load_file(whole / name), load_file(resumed / name)
+            assert expected.keys() == got.keys()
+            assert all(((expected[key] - got[key]).abs().max() < 1e-6) for key in expected), name
+
+
+@pytest.mark.parametrize("changes", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resumed_run_follows_the_uninterrupted_one(small_run, tmp_path, stage, dtype, changes):
+    changes = {**changes, "ds.zero_stage": stage, "ds.param_dtype": dtype}
+    whole = train("train_pipa", *small_run("whole", **changes))
+    assert len(whole) == 6
+    for step in (2, 3, 4):  # within an epoch, at its end, and in the second one
+        resumed = tmp_path / f"from{step}"
+        cut(tmp_path / "whole", resumed, step)
+        rows = train("train_pipa", *small_run(f"from{step}", **changes, **{"ckpt.load_enable": True}))
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        assert losses(rows) == pytest.approx(losses(whole), rel=1e-6)
+        for name in ("lr", "grad_norm", "num_tokens", "epoch"):
+            assert [row[name] for row in rows] == pytest.approx([row[name] for row in whole], rel=1e-5)
+        assert_same_end(tmp_path / "whole", resumed)
+
+
+def test_two_ranks_resume_on_two_and_on_one(small_run, tmp_path):
+    changes = {"ds.zero_stage": 3}
+    result = run_module("train_pipa", *small_run("whole", **changes), ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    changes["ckpt.load_enable"] = True
+    for name in ("two", "one"):
+        cut(tmp_path / "whole", tmp_path / name, 2)
+    result = run_module("train_pipa", *small_run("two", **changes), ranks=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert losses(read_jsonl(tmp_path / "two" / "metrics.jsonl")) == pytest.approx(losses(whole), rel=1e-6)
+    assert_same_end(tmp_path / "whole", tmp_path / "two")
+    assert losses(train("train_pipa", *small_run("one", **changes))) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_two_ranks_resume_with_their_dropout_masks(small_run, tmp_path):
+    changes = {**LORA, "ds.zero_stage": 2}
+    assert run_module("train_pipa", *small_run("whole", **changes), ranks=2).returncode == 0
+    cut(tmp_path / "whole", tmp_path / "resumed", 4)
+    assert run_module("train_pipa", *small_run("resumed", **changes), "--ckpt.load_enable", ranks=2).returncode == 0
+    whole, resumed = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "resumed"))
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_stopped_process_can_be_resumed(small_run, tmp_path, number, status):
+    changes = {"train.max_epochs": 30, "adam.lr": 1e-3, "ckpt.max_num": 2}
+    if number == signal.SIGINT:
+        changes["ckpt.save_steps"] = None  # ctrl-C writes a checkpoint all the same
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    process = start_module("train_pipa", *small_run("stopped", **changes))
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors[-2000:]
+    assert not (tmp_path / "stopped" / "README.md").exists()
+    if number == signal.SIGINT:
+        assert errors.splitlines()[-1] == "interrupted"
+        assert "go on with --ckpt.load_enable" in output
+    stopped_after = len(read_whole_lines(metrics))
+    resumed = train("train_pipa", *small_run("stopped", **changes), "--ckpt.load_enable")
+    whole = train("train_pipa", *small_run("whole", **{**changes, "ckpt.save_steps": None}))
+    assert 5 < stopped_after < 90
+    assert [row["step"] for row in resumed] == list(range(1, 91))
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def read_whole_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize("file", ["trainable.safetensors", "rng.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_damaged_checkpoint_is_passed_over(small_run, tmp_path, capsys, file, damage):
+    whole = train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 3)
+    path = tmp_path / "cut" / "checkpoints" / "global_step3" / file
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[:-7])
+    else:
+        content[len(content) // 2] ^= 0x80
+        path.write_bytes(content)
+    capsys.readouterr()
+    rows = train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.endswith("damaged and not used")] == [
+        f"{path.parent} is damaged and not used"
+    ]
+    assert any("after step 2 of 6" in line for line in said)
+    assert losses(rows) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_unfinished_folder_is_ignored(small_run, tmp_path):
+    whole = train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 2)
+    folder = tmp_path / "cut" / "checkpoints"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "global_step5", folder / "global_step5.unfinished")
+    assert losses(train("train_pipa", *small_run("cut"), "--ckpt.load_enable")) == pytest.approx(losses(whole))
+    assert [name for name in os.listdir(folder) if "unfinished" in name] == []
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning(small_run, capsys):
+    rows = train("train_pipa", *small_run("out"), "--ckpt.load_enable")
+    assert len(rows) == 6
+    assert "starting from step 0" in capsys.readouterr().out
+
+
+def checkpoints(folder) -> list[str]:
+    return sorted(os.listdir(folder / "checkpoints"))
+
+
+def test_only_the_newest_checkpoints_are_kept(small_run, tmp_path):
+    train("train_pipa", *small_run("two", **{"ckpt.max_num": 2}))
+    assert checkpoints(tmp_path / "two") == ["global_step5", "global_step6"]
+    # No whole GB is left for more than the one just written.
+    train("train_pipa", *small_run("none", **{"ckpt.max_mem": 0}))
+    assert checkpoints(tmp_path / "none") == ["global_step6"]
+    train("train_pipa", *small_run("every", **{"ckpt.save_steps": 4}))
+    assert checkpoints(tmp_path / "every") == ["global_step4"]
+
+
+def test_checkpoint_path_and_intermediate_exports(small_run, tmp_path):
+    train("train_pipa", *small_run("out", **{"ckpt.path": tmp_path / "kept", "ckpt.save_hf": True, "ckpt.max_num": 1}))
+    assert sorted(os.listdir(tmp_path / "kept")) == ["global_step6", "global_step6_hf", MANIFEST]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    train("train_pipa", *small_run("disabled", **{"ckpt.disable_ds": True, "ckpt.save_hf": True}))
+    assert checkpoints(tmp_path / "disabled") == [f"global_step{n}_hf" for n in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"train.batch_size": 5}, "--train.batch_size"),
+        ({"train.seed": 7}, "--train.seed"),
+        ({"data.max_samples": 9}, "--data.max_samples 1000000, here 9"),
+        ({"data.annotation": "answer"}, "--data.annotation step, here answer"),
+        ({"train.max_epochs": 1}, "--train.max_epochs 2, here 1"),
+        ({"ds.lora.rank": 4}, "--ds.lora.rank"),
+        ({"value.hidden_size": 8}, "--value.hidden_size"),
+        ({"pipa.fixed_value": 0.5}, "--pipa.fixed_value"),
+    ],
+)
+def test_resuming_something_else_is_refused(small_run, tmp_path, capsys, changes, named):
+    train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 2)
+    before = (tmp_path / "cut" / "args.json").read_text()
+    capsys.readouterr()
+    assert run_in_process("train_pipa", *small_run("cut", **{**changes, "ckpt.load_enable": True})) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and named in errors[0] and "global_step2" in errors[0]
+    assert (tmp_path / "cut" / "args.json").read_text() == before
+    assert len(train("train_pipa", *small_run("cut"), "--ckpt.load_enable")) == 6
+
+
+def test_finished_run_is_left_alone(small_run, tmp_path, capsys):
+    train("train_pipa", *small_run("out"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    capsys.readouterr()
+    train("train_pipa", *small_run("out"), "--ckpt.load_enable")
+    assert "finished after 6 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_killed_after_the_last_step_still_exports(small_run, tmp_path):
+    train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 6)
+    train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    cards = [(tmp_path / name / "README.md").read_text().splitlines()[-20:] for name in ("whole", "cut")]
+    assert [line for line in cards[1] if "| loss |" in line] == [line for line in cards[0] if "| loss |" in line] != []
+
+
+def test_more_epochs_go_on_from_a_finished_run(small_run):
+    train("train_pipa", *small_run("out"))
+    rows = train("train_pipa", *small_run("out", **{"train.max_epochs": 3}), "--ckpt.load_enable")
+    assert [row["step"] for row in rows] == list(range(1, 10))
+
+
+def test_second_run_in_the_same_folder(small_run, tmp_path, capsys):
+    first = train("train_pipa", *small_run("out"))
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "checkpoints" / "mine").mkdir()
+    capsys.readouterr()
+    assert run_in_process("train_pipa", *small_run("out")) == 1
+    assert "holds another run" in capsys.readouterr().err
+    second = train("train_pipa", *small_run("out", **LORA), "--ckpt.overwrite")
+    assert losses(second) != losses(first)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "checkpoints" / "mine").is_dir()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_overwriting_the_model_itself_is_refused(small_run, tmp_path, tiny_models, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_models / "policy", model)
+    for name in ("model.model_name_or_path", "prior.model_name_or_path"):
+        words = small_run(model, **{name: model, "ckpt.overwrite": True})
+        assert run_in_process("train_pipa", *words) == 1
+        assert "error: --ckpt.output_dir" in capsys.readouterr().err
+        assert (model / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("changes", [FULL, {"ds.lora.rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_lost_cache_is_computed_from_the_base_model(small_run, tmp_path, capsys, stage, changes):
+    """After a resume the policy is no longer the prior."""
+    changes = {**changes, "prior.model_name_or_path": None, "ds.zero_stage": stage}
+    whole = train("train_pipa", *small_run("whole", **changes))
+    cut(tmp_path / "whole", tmp_path / "cut", 4)
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    rows = train("train_pipa", *small_run("cut", **changes), "--ckpt.load_enable")
+    assert "0 hits, 10 misses" in capsys.readouterr().out
+    assert losses(rows) == pytest.approx(losses(whole), rel=1e-5)
+    assert rows[-1]["logratio/chosen"] == pytest.approx(whole[-1]["logratio/chosen"], rel=1e-4)
+
+
+def test_sft_and_evaluation_resume_too(small_run, tmp_path):
+    data = write_jsonl(
+        tmp_path / "sft.jsonl", [{"prompt": f"{n}:", "completion": "ab" * n, "label": 1} for n in (1, 2, 3)]
+    )
+    drop = {name: None for name in ("prior.model_name_or_path", "prior.cache_dir", "pipa.variant")}
+    changes = {
+        **drop,
+        "data.dataset": data,
+        "data.annotation": None,
+        "train.batch_size": 2,
+        "eval.dataset": data,
+        "eval.steps": 1,
+    }
+    whole = train("train_sft", *small_run("whole", **changes))
+    assert len(whole) == 4 and all(row["eval/loss"] > 0 for row in whole)
+    cut(tmp_path / "whole", tmp_path / "cut", 1)
+    rows = train("train_sft", *small_run("cut", **changes), "--ckpt.load_enable")
+    for name in ("loss", "eval/loss"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in whole], rel=1e-6)
+
+
+def test_muon_is_stopped_without_a_checkpoint(small_run, tmp_path, capsys, monkeypatch):
+    """Its momentum has no place in one: a signal ends the run in one clear line."""
+    from pipa_openrlhf.settings import updated
+    from pipa_openrlhf.train import trainer
+
+    def not_to_be_called(*_args, **_options):
+        raise AssertionError("a checkpoint was tried")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", not_to_be_called)
+    write = trainer.MetricsLog.write
+
+    def stop_after_the_first_step(self, row):
+        write(self, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.MetricsLog, "write", stop_after_the_first_step)
+    fit = trainer.PreferenceTrainer.fit
+
+    def fit_as_if_with_muon(self, *args):
+        self.config = updated(self.config, {"optim": "muon"})  # DeepSpeed would compile its own for minutes
+        return fit(self, *args)
+
+    monkeypatch.setattr(trainer.PreferenceTrainer, "fit", fit_as_if_with_muon)
+    assert run_in_process("train_pipa", *small_run("out", **{"ckpt.save_steps": None})) == 130
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stopped after step")]
+    assert len(said) == 1 and "no checkpoint was written: --optim muon" in said[0]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class _Engine:
+    """What EngineState asks of a float16 engine, which no CPU runs."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def zero_optimization_stage(self) -> int:
+        return 3
+
+
+def _zero_scaler():
+    return SimpleNamespace(
+        loss_scaler=loss_scaler.DynamicLossScaler(
+            init_scale=2**16, scale_window=3, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
+        )
+    )
+
+
+def _plain_scaler():
+    return SimpleNamespace(loss_scale_config=loss_scaler.LossScaleConfig(torch.float16, True, 1.0, None))
+
+
+@pytest.mark.parametrize("make", [_zero_scaler, _plain_scaler], ids=["ZeRO", "no ZeRO"])
+def test_float16_goes_on_with_its_loss_scale(make, monkeypatch):
+    """Through JSON, as in a checkpoint; then both take the same steps, with and without an overflow."""
+    before, after = make(), make()
+    scaler, restored = (next(iter(vars(one).values())) for one in (before, after))
+    scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = 512.0, 41, 38
+    if make is _zero_scaler:
+        scaler.cur_hysteresis = 1
+    EngineState(_Engine(after)).loss_scale = json.loads(json.dumps(EngineState(_Engine(before)).loss_scale))
+    assert vars(restored) == vars(scaler)
+    if make is _zero_scaler:
+        monkeypatch.setattr(loss_scaler, "dist", SimpleNamespace(get_rank=lambda: 0))
+        for overflow in (False, False, False, True, False):
+            for one in (scaler, restored):
+                one.update_scale(overflow)
+            assert vars(restored) == vars(scaler)
+        assert scaler.cur_scale != 512.0
+
+
+def test_checkpoint_keeps_the_loss_scale_and_gives_it_back(small_run, tmp_path, monkeypatch):
+    kept, restored = {"cur_scale": 8.0, "cur_iter": 3}, []
+    monkeypatch.setattr(EngineState, "loss_scale", property(lambda self: kept, lambda self, to: restored.append(to)))
+    train("train_pipa", *small_run("whole"))
+    assert restored == []
+    cut(tmp_path / "whole", tmp_path / "cut", 2)
+    train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    assert restored == [kept]

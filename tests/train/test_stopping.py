@@ -1,0 +1,116 @@
+"""Asked to stop, a run ends after the running step with a checkpoint, whoever asks and whenever."""
+
+import threading
+
+import pytest
+from tiny import read_jsonl
+
+from pipa_openrlhf.cli import train_sft
+from pipa_openrlhf.cli.entry import StopOnSignals
+from pipa_openrlhf.cli.flags import parse
+from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.train.callback import Callback
+from pipa_openrlhf.train.run import train
+
+SFT = {
+    "prior.model_name_or_path": None,
+    "prior.cache_dir": None,
+    "pipa.variant": None,
+    "ckpt.save_steps": None,
+    "data.keep": "all",
+}
+
+
+class Stopping(Callback):
+    """Stops when told to."""
+
+    def __init__(self, wants_stop):
+        self.wants_stop = wants_stop
+
+
+def checkpoints(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_callable_ends_the_run_after_its_step(small_run, tmp_path):
+    asked = []
+    config = parse("train_sft", small_run("out", **SFT))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, [Stopping(lambda: asked.append(1) or len(asked) == 3)])
+    assert checkpoints(tmp_path / "out") == ["global_step3"]
+    assert len(read_jsonl(tmp_path / "out" / "metrics.jsonl")) == 3
+
+
+def test_a_request_that_comes_during_the_metrics_sum_is_not_lost(small_run, tmp_path, monkeypatch):
+    """The sum says what was known before it; the next step sees the request."""
+    requests, sums = [], []
+    all_reduce = Strategy.all_reduce
+
+    def with_request(self, data, op="sum"):
+        result = all_reduce(self, data, op)
+        if op == "sum":
+            sums.append(1)
+            if len(sums) == 2:
+                requests.append(1)
+        return result
+
+    monkeypatch.setattr(Strategy, "all_reduce", with_request)
+    config = parse("train_sft", small_run("out", **SFT, **{"train.max_epochs": 4}))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, [Stopping(lambda: bool(requests))])
+    assert checkpoints(tmp_path / "out") == ["global_step3"]
+
+
+def test_training_runs_outside_the_main_thread(small_run, tmp_path):
+    """As Ray runs it: no signal handler may be set there."""
+    failures = []
+
+    def work():
+        try:
+            train(parse("train_sft", small_run("out", **SFT)))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures and len(read_jsonl(tmp_path / "out" / "metrics.jsonl")) > 1
+
+
+def test_signals_become_a_question():
+    import os
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    signals = StopOnSignals()
+    signals.on_train_begin(None)
+    assert not signals.wants_stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.wants_stop()
+    os.kill(os.getpid(), signal.SIGINT)  # the first ctrl-C, beside the launcher's SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    signals.on_train_end(None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_command_line_hands_its_signals_to_the_trainer(small_run, tmp_path, monkeypatch):
+    """A SIGTERM that arrives inside a step ends the run after it."""
+    import os
+    import signal
+
+    from pipa_openrlhf.train.trainer import PreferenceTrainer
+
+    step_engine = PreferenceTrainer._step_engine
+    steps = []
+
+    def terminated(self):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_engine(self)
+
+    monkeypatch.setattr(PreferenceTrainer, "_step_engine", terminated)
+    with pytest.raises(KeyboardInterrupt):
+        train_sft.main(parse("train_sft", small_run("out", **SFT, **{"train.max_epochs": 4})))
+    assert checkpoints(tmp_path / "out") == ["global_step3"], "the sum of step 2 was over when the signal came"
