@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -149,9 +151,11 @@ def command_line() -> str:
 
 
 def write_json(path: str | Path, result: dict) -> None:
-    """Write a result with the command, the machine and the load that it was measured under."""
+    """Write a result with the commit, the date, the command, the machine and the load that it was measured under."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    whole = {"command": command_line(), "machine": machine(), "load_at_end": os.getloadavg(), **result}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    made = {"commit": commit.stdout.strip(), "date": datetime.now().isoformat(timespec="seconds")}
+    whole = {**made, "command": command_line(), "machine": machine(), "load_at_end": os.getloadavg(), **result}
     Path(path).write_text(json.dumps(whole, indent=1) + "\n")
 
 

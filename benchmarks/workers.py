@@ -69,55 +69,53 @@ class Recorder:
 
 
 def run_pipa(spec: Spec, gate: Gate) -> None:
-    """``pipa_openrlhf.cli.train_pipa`` as a user runs it."""
-    from pipa_openrlhf.cli import entry, train_pipa
-    from pipa_openrlhf.data.prior_cache import PriorCache
-    from pipa_openrlhf.models.policy import PolicyActor
-    from pipa_openrlhf.trainer import run
-    from pipa_openrlhf.trainer.preference_trainer import PreferenceTrainer
+    """``train_pipa`` as a user runs it, watched by a callback."""
+    from pipa_openrlhf.cli.entry import show_log
+    from pipa_openrlhf.cli.flags import parse
+    from pipa_openrlhf.prior.cache import PriorCache
+    from pipa_openrlhf.prior.fill import fill_from_policy
+    from pipa_openrlhf.train.callback import Callback
+    from pipa_openrlhf.train.run import train
 
-    fill, forward = run.fill_from_policy, PolicyActor.forward
-    fit, save_if_due = PreferenceTrainer.fit, PreferenceTrainer._save_if_due
     trained: list[float] = []
 
-    def fill_and_offer_again(args, cache, *rest):
-        fill(args, cache, *rest)
-
-        def again() -> None:
-            folder = tempfile.mkdtemp(dir=spec.folder)
-            fill(args, PriorCache(folder, "again", spec.dtype), *rest)
-            shutil.rmtree(folder)
-
-        gate.prior_pass = again
-
-    def forward_and_record(actor, batch, *rest, **options):
-        output = forward(actor, batch, *rest, **options)
-        if rest:  # the loss of a training step is among the arguments
+    def record(_policy, _args, options, output) -> None:
+        if options.get("terms") is not None:  # a training step
+            batch = options["batch"]
             trained.extend((output.log_f.detach().double() * batch.mask).sum(dim=1).tolist())
-        return output
 
-    def fit_in_rounds(trainer, *stop):
-        def sequences() -> dict:
-            # From the cache, by sequence; from the training steps, whose rows are in an order of their own.
-            PolicyActor.forward = forward
-            cached = {
-                sequence_key(one.input_ids, one.prompt_len): float(trainer.cache.log_probs(one).sum(dtype="float64"))
-                for one in trainer.train_set.samples
-            }
-            return {"log_probs": cached, "trained": sorted(trained)}
+    class Rounds(Callback):
+        """Waits where the loop begins and after every optimizer step."""
 
-        gate.sequences = sequences
-        gate.start()
-        return fit(trainer, *stop)
+        def on_train_begin(self, trainer) -> None:
+            hook = trainer.actor.model.module.register_forward_hook(record, with_kwargs=True)
 
-    def save_and_wait(trainer, stopping):
-        save_if_due(trainer, stopping)
-        gate.step_done()
+            def prior_pass() -> None:
+                folder = tempfile.mkdtemp(dir=spec.folder)
+                samples = trainer.train_set.scored_by_prior()
+                rest = (trainer.actor, trainer.strategy, trainer.pad_token_id)
+                fill_from_policy(trainer.config, PriorCache(folder, "again", spec.dtype), samples, *rest)
+                shutil.rmtree(folder)
 
-    run.fill_from_policy, PolicyActor.forward = fill_and_offer_again, forward_and_record
-    PreferenceTrainer.fit, PreferenceTrainer._save_if_due = fit_in_rounds, save_and_wait
-    if entry.run(train_pipa.main, "train_pipa", pipa_flags(spec)):
-        raise RuntimeError("train_pipa ended early; its message is in the log")
+            def sequences() -> dict:
+                # From the cache, by sequence; from the training steps, whose rows are in an order of their own.
+                hook.remove()
+                cached = {
+                    sequence_key(one.input_ids, one.prompt_len): float(
+                        trainer.cache.log_probs(one).sum(dtype="float64")
+                    )
+                    for one in trainer.train_set.samples
+                }
+                return {"log_probs": cached, "trained": sorted(trained)}
+
+            gate.prior_pass, gate.sequences = prior_pass, sequences
+            gate.start()
+
+        def on_step_end(self, trainer, row: dict) -> None:
+            gate.step_done()
+
+    show_log(rank=0)
+    train(parse("train_pipa", pipa_flags(spec)), [Rounds()])
 
 
 def pipa_flags(spec: Spec) -> list[str]:
@@ -232,7 +230,7 @@ def _import_everything() -> None:
     """The same imports in every arm, before memory is looked at: an arm's figure is its models and activations."""
     import trl  # noqa: F401
 
-    import pipa_openrlhf.trainer.run  # noqa: F401
+    import pipa_openrlhf.train.run  # noqa: F401
 
 
 if __name__ == "__main__":
