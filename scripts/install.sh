@@ -24,27 +24,31 @@ python=${PYTHON:-python3}
   || { echo "error: cannot make .venv; on Debian install python3-venv" >&2; exit 1; }
 
 stamp=".venv/.installed-$target"
-wanted=$(cat setup.py scripts/install.sh | sha256sum)
+wanted=$(cat pyproject.toml constraints.txt scripts/openrlhf_runtime.txt scripts/install.sh | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then echo "Already installed for $target in .venv"; exit 0; fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 echo "Installing for $target into .venv"
 pip install -q --upgrade "setuptools>=77" wheel packaging ninja
 if [ "$target" = cpu ]; then
-  # The exact version keeps pip from fetching a CUDA build where a CPU wheel of it is offered.
+  constraints=(-c constraints.txt)
+  # The exact version keeps pip from fetching a CUDA build where a CPU wheel of it is offered. An index of torch alone
+  # has old copies of the rest: the constraints come after it.
   .venv/bin/python -c 'import torch, sys; sys.exit(not torch.__version__.startswith("2.13.0"))' 2>/dev/null \
     || pip install -q torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
-  DS_BUILD_OPS=0 pip install -q --no-build-isolation deepspeed==0.19.6
-  # What OpenRLHF needs when it runs, at its own pins, without flash-attn, bitsandbytes and vllm.
-  pip install -q "torch==2.13.0" transformers==5.15.0 accelerate datasets einops "huggingface-hub>=1.0.0" jsonlines \
-    "optree>=0.15.0" peft pylatexenc "ray[default]==2.55.0" sympy tensorboard torchdata torchmetrics tqdm wandb
+  # By itself, because its build imports torch.
+  DS_BUILD_OPS=0 pip install -q --no-build-isolation "${constraints[@]}" deepspeed==0.19.6
+  # OpenRLHF without flash-attn, bitsandbytes and vllm.
+  pip install -q "${constraints[@]}" -r scripts/openrlhf_runtime.txt
   pip install -q --no-deps openrlhf==0.11.2
 else
+  # OpenRLHF's own pins decide, and the torch that flash-attn is built against.
+  constraints=()
   pip install -q torch
   pip install -q --no-build-isolation flash-attn==2.8.3
   pip install -q openrlhf==0.11.2
 fi
-pip install -q --no-build-isolation -e ".[dev,quickstart]"
+pip install -q --no-build-isolation ${constraints[@]+"${constraints[@]}"} -e ".[dev,quickstart]"
 
 .venv/bin/python -c "import pipa_openrlhf.distributed.upstream" >/dev/null \
   || { echo "error: the installed package does not import; delete .venv and run again" >&2; exit 1; }

@@ -1,14 +1,25 @@
 """Fixtures that every part of the tests shares."""
 
+import logging
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: two processes of two threads each on a small machine slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis  # noqa: E402
+import marks  # noqa: E402
 import pytest  # noqa: E402
 from tiny import flags, make_model, make_tokenizer, write_jsonl  # noqa: E402
+
+from pipa_openrlhf.cli.entry import show_log  # noqa: E402
+
+# How long an example takes says how busy the machine is. `make quick` asks for the second.
+hypothesis.settings.register_profile("whole", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
+hypothesis.settings.load_profile("whole")
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 # Three batches of four an epoch, the last of them partial.
@@ -20,6 +31,25 @@ ROWS = [
     }
     for n in range(10)
 ]
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[str]]:
+    """Lines that the package logs during a test; they are printed too, as a command does."""
+    show_log(rank=0)
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("pipa_openrlhf").addHandler(handler)
+    yield lines
+    logging.getLogger("pipa_openrlhf").removeHandler(handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones."""
+    for item in items:
+        if marks.trains(item):
+            item.add_marker("trains")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,56 @@
+"""Which tests train or start a process, read off their code, so that no list has to be kept."""
+
+import functools
+import importlib
+import inspect
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import tiny
+
+from pipa_openrlhf.distributed.strategy import Strategy
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTERS = {tiny.train, tiny.run_in_process, tiny.start_module, subprocess.run, subprocess.Popen, Strategy}
+
+
+def trains(item) -> bool:
+    """Whether a collected test reaches a starter, itself or by its fixtures."""
+    fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+    return any(reaches_a_starter(function) for function in (item.function, *fixtures))
+
+
+@functools.cache
+def reaches_a_starter(start: Callable) -> bool:
+    """Whether a function names a starter, or a function of the tests or the package that does, and so on."""
+    seen, left = set(), [start]
+    while left:
+        one = _unwrapped(left.pop())
+        if one in STARTERS:
+            return True
+        if one not in seen and isinstance(one, FunctionType) and Path(one.__code__.co_filename).is_relative_to(ROOT):
+            seen.add(one)
+            left += _used(one)
+    return False
+
+
+def _unwrapped(function: Callable) -> Callable:
+    if hasattr(function, "hypothesis"):
+        function = function.hypothesis.inner_test
+    return inspect.unwrap(function)
+
+
+@functools.cache
+def _used(function: FunctionType) -> list[Callable]:
+    """The functions and classes that a function names, as ``train`` or ``tiny.train``, or imports."""
+    names = _names(function.__code__)
+    found = [function.__globals__[name] for name in names if name in function.__globals__]
+    found += [importlib.import_module(name) for name in names if name.startswith("pipa_openrlhf.")]
+    of_modules = [vars(one)[name] for one in found if isinstance(one, ModuleType) for name in names & vars(one).keys()]
+    return [one for one in found + of_modules if isinstance(one, FunctionType | type)]
+
+
+def _names(code: CodeType) -> set[str]:
+    return set(code.co_names).union(*(_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
