@@ -14,14 +14,13 @@ from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.objectives.objective import ObjectiveConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
-from pipa_openrlhf.settings import BY_CONTENT, DECIDES, MAY_CHANGE, check_bounds, setting
+from pipa_openrlhf.settings import by_content, check_bounds, free, setting, unescaped
 
 # The schedulers of transformers that need no more than the number of steps.
 SCHEDULERS = (
     *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr", "cosine_with_min_lr"),
     *("cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"),
 )
-TEMPLATE_FLAG = "--data.tokenizer_chat_template"
 
 
 def user_cache_dir() -> str:
@@ -30,36 +29,27 @@ def user_cache_dir() -> str:
     return os.path.join(root, "pipa_openrlhf", "prior")
 
 
-def unescaped(text: str) -> str:
-    """Bash hands "\\n" over as a backslash and an n."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 @dataclass(frozen=True)
 class ModelSource:
     """Which model, for every command that loads one."""
 
-    model_name_or_path: str | None = setting(
-        None, "hub name, folder, or adapter folder", is_path=True, role=BY_CONTENT
-    )
-    trust_remote_code: bool = setting(False, "run code that comes with a model", role=MAY_CHANGE)
+    model_name_or_path: str | None = by_content(None, "hub name, folder, or adapter folder", is_path=True)
+    trust_remote_code: bool = free(False, "run code that comes with a model")
 
 
 @dataclass(frozen=True)
 class ModelConfig(ModelSource):
     """The policy. ``beta``, ``ipo_enable``, ``label_smoothing`` and ``nll_loss_coef`` stand here as in OpenRLHF."""
 
-    gradient_checkpointing_enable: bool = setting(False, "recompute activations", role=MAY_CHANGE)
-    gradient_checkpointing_reentrant: bool = setting(False, "reentrant variant", role=MAY_CHANGE)
+    gradient_checkpointing_enable: bool = free(False, "recompute activations")
+    gradient_checkpointing_reentrant: bool = free(False, "reentrant variant")
     beta: float = setting(0.1, "DPO and KTO temperature; PIPA and SFT have none")
     ipo_enable: bool = setting(False, "IPO loss; no meaning for PIPA and SFT")
     label_smoothing: float = setting(0.0, "conservative DPO; no meaning for PIPA and SFT")
     aux_loss_coef: float = setting(0, "MoE balancing loss", least=0)
     nll_loss_coef: float = setting(0, "NLL term of DPO; for PIPA see --pipa.sft_coef", least=0)
-    self_check: bool = setting(
-        True,
-        "true|false: compare log-probs with the model's own forward pass at start-up, and use what is exact",
-        role=MAY_CHANGE,
+    self_check: bool = free(
+        True, "true|false: compare log-probs with the model's own forward pass at start-up, and use what is exact"
     )
     keep_dropout: bool = setting(False, "keep the model's own dropout (not LoRA's)")
 
@@ -68,16 +58,16 @@ class ModelConfig(ModelSource):
 class PriorConfig:
     """The frozen model that the policy is compared with."""
 
-    model_name_or_path: str | None = setting(None, "prior; unset: the policy at step 0", is_path=True, role=BY_CONTENT)
-    cache_dir: str = setting(user_cache_dir, "log-probs of priors, shared by runs", is_path=True, role=MAY_CHANGE)
+    model_name_or_path: str | None = by_content(None, "prior; unset: the policy at step 0", is_path=True)
+    cache_dir: str = free(user_cache_dir, "log-probs of priors, shared by runs", is_path=True)
 
 
 @dataclass(frozen=True)
 class RefConfig:
     """OpenRLHF's names for the prior."""
 
-    model_name_or_path: str | None = setting(None, "same as --prior.model_name_or_path", is_path=True, role=BY_CONTENT)
-    offload: bool = setting(False, "accepted; the prior is never resident", role=MAY_CHANGE)
+    model_name_or_path: str | None = by_content(None, "same as --prior.model_name_or_path", is_path=True)
+    offload: bool = free(False, "accepted; the prior is never resident")
 
 
 @dataclass(frozen=True)
@@ -86,66 +76,54 @@ class ValueConfig:
 
     hidden_size: int | None = setting(None, "width of the value head; unset: the model's", least=1)
     lr: float | None = setting(None, "learning rate of the value head; unset: the policy's", least=0)
-    init_from: str | None = setting(
-        None, "folder of an exported value head to start from", is_path=True, role=BY_CONTENT
-    )
+    init_from: str | None = by_content(None, "folder of an exported value head to start from", is_path=True)
 
 
 @dataclass(frozen=True)
 class TemplateConfig:
     """How a prompt becomes text, and text tokens; the same in training and generation."""
 
-    disable_fast_tokenizer: bool = setting(False, "use the slow tokenizer", role=BY_CONTENT)
-    input_template: str | None = setting(None, "format string around a text prompt, with one {}", role=BY_CONTENT)
-    apply_chat_template: bool = setting(False, "use the tokenizer's chat template", role=BY_CONTENT)
-    tokenizer_chat_template: str | None = setting(
-        None, "chat template instead: a file or its text", is_path=True, role=BY_CONTENT
-    )
+    disable_fast_tokenizer: bool = by_content(False, "use the slow tokenizer")
+    input_template: str | None = by_content(None, "format string around a text prompt, with one {}")
+    apply_chat_template: bool = by_content(False, "use the tokenizer's chat template")
+    tokenizer_chat_template: str | None = by_content(None, "chat template instead: a file or its text", is_path=True)
 
     def check(self) -> None:
         """Raises UserError."""
         if self.tokenizer_chat_template and not self.apply_chat_template:
-            raise UserError(f"{TEMPLATE_FLAG} needs --data.apply_chat_template")
+            raise UserError("--data.tokenizer_chat_template needs --data.apply_chat_template")
 
 
 @dataclass(frozen=True)
 class DataConfig(TemplateConfig):
     """What is read, and how it is labelled and cut."""
 
-    dataset: str | None = setting(None, "file, folder or hub name; several with commas", is_path=True, role=BY_CONTENT)
-    dataset_probs: str | None = setting(None, "sampling probabilities of several data sets", role=BY_CONTENT)
-    dataset_split: str = setting("train", "split", role=BY_CONTENT)
-    max_samples: int = setting(1000000, "most rows read of a data set", least=1, role=BY_CONTENT)
-    prompt_key: str | None = setting(None, "prompt column; unset: `prompt` where present", role=BY_CONTENT)
-    chosen_key: str = setting("chosen", "column of the better answer", role=BY_CONTENT)
-    rejected_key: str = setting("rejected", "column of the worse answer", role=BY_CONTENT)
-    max_len: int = setting(512, "longest prompt + answer in tokens; longer ones are dropped", least=2, role=BY_CONTENT)
-    format: str = setting(
+    dataset: str | None = by_content(None, "file, folder or hub name; several with commas", is_path=True)
+    dataset_probs: str | None = by_content(None, "sampling probabilities of several data sets")
+    dataset_split: str = by_content("train", "split")
+    max_samples: int = by_content(1000000, "most rows read of a data set", least=1)
+    prompt_key: str | None = by_content(None, "prompt column; unset: `prompt` where present")
+    chosen_key: str = by_content("chosen", "column of the better answer")
+    rejected_key: str = by_content("rejected", "column of the worse answer")
+    max_len: int = by_content(512, "longest prompt + answer in tokens; longer ones are dropped", least=2)
+    format: str = by_content(
         "auto",
         "columns of the data; auto: decided by their names",
         choices=("auto", "unpaired", "paired", "stepwise", "alphamath"),
-        role=BY_CONTENT,
     )
-    annotation: str = setting(
-        "answer", "label of a token: its answer's or its step's", choices=("answer", "step"), role=BY_CONTENT
-    )
-    pairing: str = setting(
+    annotation: str = by_content("answer", "label of a token: its answer's or its step's", choices=("answer", "step"))
+    pairing: str = by_content(
         "auto",
         "auto: pairs where the objective compares them, else single answers; given: pairs of the data only; "
         "match: match right and wrong answers of a problem too, drop the rest",
         choices=("auto", "given", "match"),
-        role=BY_CONTENT,
     )
-    step_threshold: float = setting(
-        0.5, "Q at or above it makes a step of a wrong answer right", least=-1, most=1, role=BY_CONTENT
+    step_threshold: float = by_content(0.5, "Q at or above it makes a step of a wrong answer right", least=-1, most=1)
+    step_separator: str = by_content("\n", "text between steps; \\n and \\t are understood", parse=unescaped)
+    mask_tool_output: bool = by_content(
+        True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)"
     )
-    step_separator: str = setting(
-        "\n", "text between steps; \\n and \\t are understood", parse=unescaped, role=BY_CONTENT
-    )
-    mask_tool_output: bool = setting(
-        True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)", role=BY_CONTENT
-    )
-    dataloader_num_workers: int = setting(0, "worker processes that collate batches", least=0, role=MAY_CHANGE)
+    dataloader_num_workers: int = free(0, "worker processes that collate batches", least=0)
 
     def check(self) -> None:
         """Raises UserError."""
@@ -166,29 +144,22 @@ class SeedConfig:
 class TrainConfig(SeedConfig):
     """Batches and passes."""
 
-    micro_batch_size: int = setting(
-        8,
-        "one forward pass of a rank takes at most the tokens of that many longest sequences",
-        least=1,
-        role=MAY_CHANGE,
+    micro_batch_size: int = free(
+        8, "one forward pass of a rank takes at most the tokens of that many longest sequences", least=1
     )
     batch_size: int = setting(128, "sequences of the global batch", least=1)
     # More epochs go on, fewer are refused: see `train/identity.py`.
-    max_epochs: int = setting(1, "passes over the data", least=1, role=MAY_CHANGE)
-    full_determinism_enable: bool = setting(False, "deterministic kernels", role=MAY_CHANGE)
+    max_epochs: int = free(1, "passes over the data", least=1)
+    full_determinism_enable: bool = free(False, "deterministic kernels")
     group_by_length: bool | None = setting(
         None,
         "true|false: batches of random prompts with all their answers, micro-batches of similar length; false: "
         "OpenRLHF's order and cut; unset: false for objectives on pairs, true for the others",
     )
-    fused_head: bool = setting(
-        True,
-        "true|false: loss and gradient in one pass over the output head, for token-separable objectives",
-        role=MAY_CHANGE,
+    fused_head: bool = free(
+        True, "true|false: loss and gradient in one pass over the output head, for token-separable objectives"
     )
-    share_prompts: bool = setting(
-        True, "true|false: compute a prompt once for all its answers in a micro-batch", role=MAY_CHANGE
-    )
+    share_prompts: bool = free(True, "true|false: compute a prompt once for all its answers in a micro-batch")
 
 
 @dataclass(frozen=True)
@@ -196,14 +167,11 @@ class NumericsConfig:
     """Data type and kernels."""
 
     param_dtype: str = setting("bf16", "model data type", choices=("bf16", "fp16", "fp32"))
-    attn_implementation: str = setting(
-        "flash_attention_2", "attention kernel; falls back to sdpa where flash-attn is absent", role=MAY_CHANGE
+    attn_implementation: str = free(
+        "flash_attention_2", "attention kernel; falls back to sdpa where flash-attn is absent"
     )
-    experts_implementation: str | None = setting(
-        None,
-        "MoE expert kernel passed to transformers",
-        choices=("eager", "batched_mm", "grouped_mm", "deepgemm"),
-        role=MAY_CHANGE,
+    experts_implementation: str | None = free(
+        None, "MoE expert kernel passed to transformers", choices=("eager", "batched_mm", "grouped_mm", "deepgemm")
     )
 
 
@@ -221,20 +189,18 @@ class LoraConfig:
 class DeepSpeedConfig(NumericsConfig):
     """DeepSpeed, and what else decides where things are computed."""
 
-    zero_stage: int = setting(2, "DeepSpeed ZeRO stage, 0 to 3", role=MAY_CHANGE)
-    use_universal_ckpt: bool = setting(False, "accepted; checkpoints have our format", role=MAY_CHANGE)
-    deepcompile: bool = setting(False, "DeepSpeed's DeepCompile", role=MAY_CHANGE)
-    zpg: int = setting(1, "ZeRO++ secondary partition size", role=MAY_CHANGE)
-    adam_offload: bool = setting(False, "keep the optimizer in CPU memory", role=MAY_CHANGE)
-    use_liger_kernel: bool = setting(False, "Liger kernels (CUDA)", role=MAY_CHANGE)
-    grad_accum_dtype: str | None = setting(
-        None, "dtype of accumulated gradients; unset: fp32 where DeepSpeed can", role=DECIDES
-    )
-    overlap_comm: bool = setting(False, "overlap gradient reduction with backward", role=MAY_CHANGE)
-    tensor_parallel_size: int = setting(1, "DeepSpeed tensor parallel size", role=MAY_CHANGE)
-    ring_attn_size: int = setting(1, "ring attention group size", role=MAY_CHANGE)
-    ring_attn_head_stride: int = setting(1, "heads per ring attention call", role=MAY_CHANGE)
-    packing_samples: bool = setting(False, "pack a micro-batch into one row", role=MAY_CHANGE)
+    zero_stage: int = free(2, "DeepSpeed ZeRO stage, 0 to 3")
+    use_universal_ckpt: bool = free(False, "accepted; checkpoints have our format")
+    deepcompile: bool = free(False, "DeepSpeed's DeepCompile")
+    zpg: int = free(1, "ZeRO++ secondary partition size")
+    adam_offload: bool = free(False, "keep the optimizer in CPU memory")
+    use_liger_kernel: bool = free(False, "Liger kernels (CUDA)")
+    grad_accum_dtype: str | None = setting(None, "dtype of accumulated gradients; unset: fp32 where DeepSpeed can")
+    overlap_comm: bool = free(False, "overlap gradient reduction with backward")
+    tensor_parallel_size: int = free(1, "DeepSpeed tensor parallel size")
+    ring_attn_size: int = free(1, "ring attention group size")
+    ring_attn_head_stride: int = free(1, "heads per ring attention call")
+    packing_samples: bool = free(False, "pack a micro-batch into one row")
     load_in_4bit: bool = setting(False, "4-bit base weights (bitsandbytes, CUDA)")
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -266,18 +232,16 @@ class DeepSpeedConfig(NumericsConfig):
 class CheckpointConfig:
     """What is written, where and how often."""
 
-    output_dir: str = setting("./ckpt", "where the model, metrics and card are written", is_path=True, role=MAY_CHANGE)
-    save_steps: int = setting(-1, "checkpoint every K optimizer steps; -1: never", role=MAY_CHANGE)
-    save_hf: bool = setting(False, "also export the model at every checkpoint", role=MAY_CHANGE)
-    disable_ds: bool = setting(False, "no resumable checkpoints at save_steps", role=MAY_CHANGE)
-    path: str | None = setting(
-        None, "checkpoints; unset: <ckpt.output_dir>/checkpoints", is_path=True, role=MAY_CHANGE
-    )
-    max_num: int = setting(3, "checkpoints kept", least=1, role=MAY_CHANGE)
-    max_mem: int = setting(int(1e8), "GB of checkpoints kept", role=MAY_CHANGE)
-    load_enable: bool = setting(False, "resume from the newest whole checkpoint", role=MAY_CHANGE)
+    output_dir: str = free("./ckpt", "where the model, metrics and card are written", is_path=True)
+    save_steps: int = free(-1, "checkpoint every K optimizer steps; -1: never")
+    save_hf: bool = free(False, "also export the model at every checkpoint")
+    disable_ds: bool = free(False, "no resumable checkpoints at save_steps")
+    path: str | None = free(None, "checkpoints; unset: <ckpt.output_dir>/checkpoints", is_path=True)
+    max_num: int = free(3, "checkpoints kept", least=1)
+    max_mem: int = free(int(1e8), "GB of checkpoints kept")
+    load_enable: bool = free(False, "resume from the newest whole checkpoint")
     merge_lora: bool = setting(False, "export merged weights, not the adapter")
-    overwrite: bool = setting(False, "delete another run in --ckpt.output_dir first", role=MAY_CHANGE)
+    overwrite: bool = free(False, "delete another run in --ckpt.output_dir first")
 
     def check(self) -> None:
         """Raises UserError."""
@@ -296,9 +260,9 @@ class CheckpointConfig:
 class EvalConfig:
     """Evaluation while training."""
 
-    steps: int = setting(-1, "evaluate every K optimizer steps; -1: once an epoch", role=MAY_CHANGE)
-    dataset: str | None = setting(None, "evaluation data, as --data.dataset", is_path=True, role=MAY_CHANGE)
-    split: str = setting("test", "split of --eval.dataset; a file's only split otherwise", role=MAY_CHANGE)
+    steps: int = free(-1, "evaluate every K optimizer steps; -1: once an epoch")
+    dataset: str | None = free(None, "evaluation data, as --data.dataset", is_path=True)
+    split: str = free("test", "split of --eval.dataset; a file's only split otherwise")
 
     def check(self) -> None:
         """Raises UserError."""
@@ -310,24 +274,20 @@ class EvalConfig:
 class WandbConfig:
     """wandb."""
 
-    key: str | None = setting(None, "wandb key; turns wandb on", role=MAY_CHANGE)
-    org: str | None = setting(None, "wandb entity", role=MAY_CHANGE)
-    group: str | None = setting(None, "wandb group", role=MAY_CHANGE)
-    project: str = setting("openrlhf_train_dpo", "wandb project", role=MAY_CHANGE)
-    run_name: str = setting(
-        lambda: f"exp_{datetime.now().strftime('%m%dT%H:%M')}",
-        "run name in wandb and TensorBoard",
-        role=MAY_CHANGE,
-    )
+    key: str | None = free(None, "wandb key; turns wandb on")
+    org: str | None = free(None, "wandb entity")
+    group: str | None = free(None, "wandb group")
+    project: str = free("openrlhf_train_dpo", "wandb project")
+    run_name: str = free(lambda: f"exp_{datetime.now().strftime('%m%dT%H:%M')}", "run name in wandb and TensorBoard")
 
 
 @dataclass(frozen=True)
 class LoggerConfig:
     """Where metrics go, beside ``metrics.jsonl``."""
 
-    logging_steps: int = setting(1, "TensorBoard and wandb every K steps", least=1, role=MAY_CHANGE)
+    logging_steps: int = free(1, "TensorBoard and wandb every K steps", least=1)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    tensorboard_dir: str | None = setting(None, "TensorBoard folder", is_path=True, role=MAY_CHANGE)
+    tensorboard_dir: str | None = free(None, "TensorBoard folder", is_path=True)
 
 
 @dataclass(frozen=True)
@@ -372,8 +332,8 @@ class RunConfig:
     lr_warmup_ratio: float = setting(0.03, "warm-up share of all steps", least=0, most=1)
     min_lr_ratio: float = setting(0.1, "final share of the learning rate", least=0, most=1)
     max_norm: float = setting(1.0, "gradient clipping", least=0)
-    use_ms: bool = setting(False, "download from ModelScope", role=MAY_CHANGE)
-    local_rank: int = setting(-1, "set by the deepspeed launcher", role=MAY_CHANGE)
+    use_ms: bool = free(False, "download from ModelScope")
+    local_rank: int = free(-1, "set by the deepspeed launcher")
 
     @property
     def prior_path(self) -> str | None:

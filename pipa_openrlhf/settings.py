@@ -62,6 +62,21 @@ def setting(default: Any, help: str, **more) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def free(default: Any, help: str, **more) -> Any:
+    """A :func:`setting` that a resumed run may have differently: it computes the same with it, or only looks on."""
+    return setting(default, help, role=MAY_CHANGE, **more)
+
+
+def by_content(default: Any, help: str, **more) -> Any:
+    """A :func:`setting` that decides by what it leads to, whatever its value."""
+    return setting(default, help, role=BY_CONTENT, **more)
+
+
+def unescaped(text: str) -> str:
+    """``parse`` of a text with line ends: Bash hands "\\n" over as a backslash and an n."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One flag: where its value is in a config, and its :class:`Spec`.

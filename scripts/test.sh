@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run every check: style, types, then all tests, the slow ones one after another.
+# Set up .venv and run every check: style, types, then all tests, two at a time.
 # Arguments go to pytest instead (`-m "not slow"`, a file, -k).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,5 +13,5 @@ if [ $# -gt 0 ]; then
 else
   # By files, so that what a module of tests sets up once is set up once.
   python -m pytest -m "not slow" -n 2 --dist loadfile
-  python -m pytest -m slow
+  python -m pytest -m slow -n 2 --dist loadfile
 fi

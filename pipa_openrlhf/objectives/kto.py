@@ -20,7 +20,7 @@ from pipa_openrlhf.objectives.objective import (
     Row,
     stop_gradient_where,
 )
-from pipa_openrlhf.settings import BY_CONTENT, setting
+from pipa_openrlhf.settings import by_content, setting
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,11 @@ class KtoConfig(ObjectiveConfig):
     desirable_weight: float = setting(1.0, "weight of right answers, lambda_D", least=0)
     undesirable_weight: float = setting(1.0, "weight of wrong answers, lambda_U", least=0)
     sft_coef: float = setting(0.0, "weight of the NLL on right tokens (Table 4: 1.0)", least=0)
-    input_key: str | None = setting(
-        None, "prompt column, or whole conversation without output_key", flag="data.input_key", role=BY_CONTENT
+    input_key: str | None = by_content(
+        None, "prompt column, or whole conversation without output_key", flag="data.input_key"
     )
-    output_key: str | None = setting(
-        None, "answer column of OpenRLHF 0.9's KTO data", flag="data.output_key", role=BY_CONTENT
-    )
-    label_key: str = setting(
-        "label", "label column of OpenRLHF 0.9's KTO data", flag="data.label_key", role=BY_CONTENT
-    )
+    output_key: str | None = by_content(None, "answer column of OpenRLHF 0.9's KTO data", flag="data.output_key")
+    label_key: str = by_content("label", "label column of OpenRLHF 0.9's KTO data", flag="data.label_key")
 
     def make_objective(self, config) -> Objective:
         """Step-KTO on step labels, or KTO."""

@@ -28,7 +28,7 @@ from pipa_openrlhf.objectives.objective import (
     Objective,
     ObjectiveConfig,
 )
-from pipa_openrlhf.settings import BY_CONTENT, setting
+from pipa_openrlhf.settings import by_content, setting
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,13 @@ class PipaConfig(ObjectiveConfig):
 
     variant: str = setting("m", "prior on the marginal (m) or negative (n)", choices=("m", "n"))
     loss_reduction: str = setting(
-        "sum",
-        "how token losses become the loss of a global batch",
-        choices=("sum", "token_mean", "sequence_mean"),
+        "sum", "how token losses become the loss of a global batch", choices=("sum", "token_mean", "sequence_mean")
     )
     clip_eps: float = setting(1e-10, "PIPA-M: F of wrong tokens is clipped to 1 - eps", above=0, below=1)
     fixed_value: float | None = setting(None, "use this g in place of the value head (Table 2: 0.5)", above=0, below=1)
     sft_coef: float = setting(0.0, "weight of the NLL on right tokens (Table 4: 1.0)", least=0)
-    objective_module: str | None = setting(
-        None,
-        "Python file that defines `make_objective(config)`; its objective replaces PIPA's",
-        is_path=True,
-        role=BY_CONTENT,
+    objective_module: str | None = by_content(
+        None, "Python file that defines `make_objective(config)`; its objective replaces PIPA's", is_path=True
     )
 
     def make_objective(self, config) -> Objective:

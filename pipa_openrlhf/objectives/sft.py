@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from pipa_openrlhf.objectives.objective import NONE, TOKEN, Objective, ObjectiveConfig
-from pipa_openrlhf.settings import BY_CONTENT, setting
+from pipa_openrlhf.settings import by_content
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,11 @@ class SftConfig(ObjectiveConfig):
         "ref.model_name_or_path",
     )
 
-    keep: str = setting(
+    keep: str = by_content(
         "positive",
         "answers to train on; all and negative make the priors of Table 3",
         choices=("positive", "negative", "all"),
         flag="data.keep",
-        role=BY_CONTENT,
     )
 
     def make_objective(self, config) -> Objective:

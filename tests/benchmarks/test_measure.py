@@ -72,7 +72,7 @@ def test_a_ratio_with_a_target_ends_in_its_verdict(capsys):
 def test_the_real_trainers_train_on_the_same_and_every_target_has_a_verdict(tmp_path):
     result = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--quick", "--repeats", "1"]
-    done = subprocess.run([*command, "--output", str(result)], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([*command, "--output", str(result)], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     with_target = [line for line in done.stdout.splitlines() if " target " in line]
     assert len(with_target) == 17 and all(line.split()[-1] in ("ok", "MISSED") for line in with_target)
