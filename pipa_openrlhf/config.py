@@ -4,14 +4,13 @@ The flags of OpenRLHF's ``train_dpo`` have their names, meanings and defaults he
 runs with only its module name changed. An objective's own settings stand beside its loss, in ``objectives/``.
 """
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, check_downloads, check_model_path, need_package
 from pipa_openrlhf.objectives.objective import ObjectiveConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
 from pipa_openrlhf.settings import by_content, check_bounds, free, setting, unescaped
@@ -21,6 +20,7 @@ SCHEDULERS = (
     *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr", "cosine_with_min_lr"),
     *("cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"),
 )
+MODEL_FLAG = "--model.model_name_or_path"
 
 
 def user_cache_dir() -> str:
@@ -35,6 +35,17 @@ class ModelSource:
 
     model_name_or_path: str | None = by_content(None, "hub name, folder, or adapter folder", is_path=True)
     trust_remote_code: bool = free(False, "run code that comes with a model")
+
+    @property
+    def path(self) -> str:
+        """The model's hub name or folder.
+
+        Raises:
+            UserError: none is given.
+        """
+        if not self.model_name_or_path:
+            raise UserError(f"{MODEL_FLAG} is missing: give a hub name, a folder or an adapter folder")
+        return self.model_name_or_path
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class DataConfig(TemplateConfig):
 
 @dataclass(frozen=True)
 class SeedConfig:
-    """The seed, for every command with chance in it."""
+    """For every command with chance in it."""
 
     seed: int = setting(42, "seed of shuffling, pairing, dropout and sampling")
 
@@ -189,7 +200,7 @@ class LoraConfig:
 class DeepSpeedConfig(NumericsConfig):
     """DeepSpeed, and what else decides where things are computed."""
 
-    zero_stage: int = free(2, "DeepSpeed ZeRO stage, 0 to 3")
+    zero_stage: int = free(2, "DeepSpeed ZeRO stage, 0 to 3", least=0, most=3)
     use_universal_ckpt: bool = free(False, "accepted; checkpoints have our format")
     deepcompile: bool = free(False, "DeepSpeed's DeepCompile")
     zpg: int = free(1, "ZeRO++ secondary partition size")
@@ -206,8 +217,6 @@ class DeepSpeedConfig(NumericsConfig):
 
     def check(self) -> None:
         """Raises UserError."""
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise UserError(f"--ds.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
         if self.lora.rank > 0 and self.lora.alpha < 1:
             raise UserError(f"--ds.lora.alpha must be at least 1, got {self.lora.alpha}")
         if self.ring_attn_size > 1:
@@ -215,7 +224,7 @@ class DeepSpeedConfig(NumericsConfig):
         if self.tensor_parallel_size > 1:
             raise UserError("--ds.tensor_parallel_size above 1 is not supported: use --ds.zero_stage 3")
         if self.load_in_4bit:
-            _need_package("ds.load_in_4bit", "bitsandbytes")
+            need_package("ds.load_in_4bit", "bitsandbytes")
             if self.param_dtype != "bf16":
                 raise UserError("--ds.load_in_4bit needs --ds.param_dtype bf16")
             if not self.lora.rank:
@@ -225,7 +234,7 @@ class DeepSpeedConfig(NumericsConfig):
         if self.grad_accum_dtype == "fp32" and self.param_dtype == "bf16" and self.zero_stage == 0:
             raise UserError("--ds.grad_accum_dtype fp32 with bf16 weights needs --ds.zero_stage 1 or higher")
         if self.use_liger_kernel:
-            _need_package("ds.use_liger_kernel", "liger_kernel")
+            need_package("ds.use_liger_kernel", "liger_kernel")
 
 
 @dataclass(frozen=True)
@@ -366,7 +375,7 @@ class RunConfig:
                 )
 
     def _check_models(self) -> None:
-        check_model_path(self.model.model_name_or_path, "--model.model_name_or_path")
+        check_model_path(self.model.path, MODEL_FLAG)
         if not self.objective.has_prior:
             return
         ref, prior = self.ref.model_name_or_path, self.prior.model_name_or_path
@@ -374,30 +383,3 @@ class RunConfig:
             raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
         if self.prior_path:
             check_model_path(self.prior_path, "--prior.model_name_or_path")
-
-
-def check_model_path(path: str | None, flag: str) -> None:
-    """A path that looks local must hold a model or an adapter; anything else is left to the hub.
-
-    Raises:
-        UserError: there is no such folder, or it holds neither.
-    """
-    if not path:
-        raise UserError(f"{flag} is missing: give a hub name, a folder or an adapter folder")
-    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
-    if os.path.isdir(path):
-        if not any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"{flag} {path}: the folder has no config.json and no adapter_config.json")
-    elif looks_local or os.path.exists(path):
-        raise UserError(f"{flag} {path}: no such folder")
-
-
-def check_downloads(use_ms: bool) -> None:
-    """Raises UserError where ModelScope is wanted and absent."""
-    if use_ms and importlib.util.find_spec("modelscope") is None:
-        raise UserError("--use_ms needs the modelscope package: pip install modelscope")
-
-
-def _need_package(flag: str, package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"--{flag} needs the {package} package and a CUDA device: pip install {package}")

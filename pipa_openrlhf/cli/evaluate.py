@@ -17,8 +17,8 @@ def main(config: EvaluateConfig) -> None:
     from pipa_openrlhf.generate.problems import RowFile
     from pipa_openrlhf.generate.sampling import SamplingSettings
 
-    folder = config.evaluate.output_dir
     config.check()
+    folder = config.evaluate.folder
     if config.evaluate.overwrite:
         _delete_evaluation(folder)
     sampling = SamplingSettings(

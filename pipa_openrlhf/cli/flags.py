@@ -146,9 +146,9 @@ def _true_false(text: str) -> bool:
 
 
 def _last_value(argv: list[str], name: str) -> str | None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Of a mistake, the whole parser says more.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(f"--{name}", default=None)
-    parser.error = lambda message: None  # the whole parser says it better
     try:
         return getattr(parser.parse_known_args(argv)[0], name)
     except (TypeError, argparse.ArgumentError):

@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 
 from pipa_openrlhf.cli.entry import run
-from pipa_openrlhf.config import DataConfig, ModelSource, NumericsConfig, SeedConfig, check_downloads
+from pipa_openrlhf.config import DataConfig, ModelSource, NumericsConfig, SeedConfig
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
 from pipa_openrlhf.data.tokenise import Sample
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, check_downloads
 from pipa_openrlhf.settings import check_bounds, setting
 
 PERCENTILES = (0, 50, 90, 99, 100)
@@ -47,7 +47,7 @@ def main(config: InspectConfig) -> None:
     from pipa_openrlhf.model.loading import load_tokenizer  # imports torch: flags are checked before
 
     tokenizer = load_tokenizer(
-        config.model.model_name_or_path,
+        config.model.path,
         use_fast=not config.data.disable_fast_tokenizer,
         trust_remote_code=config.model.trust_remote_code,
     )

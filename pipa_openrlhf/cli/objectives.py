@@ -12,7 +12,8 @@ def main(config: NoConfig) -> None:
     """One line an objective."""
     from pipa_openrlhf.objectives.table import objectives
 
-    rows = [HEADER] + [
+    rows: list[tuple[str, ...]] = [HEADER]
+    rows += [
         (one.name, one.prior_constraint, one.class_prior, one.data_loss, one.level) for one in objectives().values()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]

@@ -27,9 +27,9 @@ def main(config: SampleConfig) -> None:
         seed=config.train.seed,
     )
     job = prepare_job(config, sampling)
-    file = RowFile(config.sample.output, job.description())
+    file = RowFile(config.sample.path, job.description())
     run_job(job, file, _row_maker(job.tokenizer.eos_token), "sampling")
-    print(_summary(file.rows, config.sample.output), flush=True)
+    print(_summary(file.rows, config.sample.path), flush=True)
 
 
 def _row_maker(eos: str) -> Callable:
@@ -50,7 +50,7 @@ def _row_maker(eos: str) -> Callable:
 
 
 def _summary(rows: list[dict], path: str) -> str:
-    problems_by_label = {True: set(), False: set()}
+    problems_by_label: dict[bool, set[str]] = {True: set(), False: set()}
     right = 0
     for row in rows:
         problems_by_label[row["label"]].add(row["problem_id"])

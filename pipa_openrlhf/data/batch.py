@@ -25,8 +25,10 @@ class SharedRow:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
         """The same on ``device``."""
-        indices = (one.to(device, non_blocking=non_blocking) for one in (self.sequence_index, self.row_index))
-        return SharedRow(*indices, self.repeats)
+        sequence_index, row_index = (
+            one.to(device, non_blocking=non_blocking) for one in (self.sequence_index, self.row_index)
+        )
+        return SharedRow(sequence_index, row_index, self.repeats)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def collate(
     return Batch(
         input_ids=_tensor(placed.input_ids),
         position_ids=_tensor(placed.position_ids),
-        attention_mask=_tensor(placed.attention_mask),
+        attention_mask=None if placed.attention_mask is None else _tensor(placed.attention_mask),
         hidden_index=_tensor(np.concatenate(hidden_index)),
         targets=_tensor(np.concatenate(targets)),
         token_index=_tensor(np.concatenate(token_index)),
@@ -189,8 +191,8 @@ def prompt_keys(samples: list[Sample]) -> list[bytes | int]:
     ]
 
 
-def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array.astype(np.int64))
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _wanted_tokens(sample: Sample, every_response_token: bool) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 import re
 from datetime import datetime
 from functools import partial
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **o
         Unusable: the template refuses the messages.
     """
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program: it may raise anything about messages it does not know
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
 
@@ -72,12 +73,14 @@ def apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -
     template = tokenizer.get_chat_template()
     if not _GENERATION.search(template):
         return apply_template(tokenizer, messages), None
+    special_tokens: dict[str, Any] = {**tokenizer.special_tokens_map}
     try:
-        texts, marks = render_jinja_template(
-            [messages], chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+        rendered = render_jinja_template(
+            [messages], chat_template=template, return_assistant_tokens_mask=True, **special_tokens
         )
     except Exception as error:
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
+    texts, marks = cast(tuple[list[str], list[Spans]], rendered)  # transformers declares a string
     return texts[0], marks[0]
 
 
@@ -111,6 +114,6 @@ def fix_template_date(tokenizer: PreTrainedTokenizerBase, time: str) -> None:
         time: ISO format.
     """
     # transformers hands keyword arguments to the template, where they go before its own functions.
-    tokenizer.apply_chat_template = partial(
+    tokenizer.apply_chat_template = partial(  # type: ignore[method-assign]  # of this one tokenizer only
         tokenizer.apply_chat_template, strftime_now=datetime.fromisoformat(time).strftime
     )

@@ -5,10 +5,11 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.config import DataConfig, RunConfig
+from pipa_openrlhf.config import DataConfig, SeedConfig
 from pipa_openrlhf.data.chat import use_chat_template
 from pipa_openrlhf.data.layouts import read_records
 from pipa_openrlhf.data.record import Record
@@ -17,6 +18,22 @@ from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+class DataRun(Protocol):
+    """What reading data takes of a command's settings."""
+
+    @property
+    def data(self) -> DataConfig:
+        """What is read."""
+
+    @property
+    def train(self) -> SeedConfig:
+        """Its seed decides the order."""
+
+    @property
+    def use_ms(self) -> bool:
+        """Download from ModelScope."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class LoadedData:
 
 
 def load_samples(
-    config: RunConfig,
+    config: DataRun,
     tokenizer: PreTrainedTokenizerBase,
     *,
     dataset: str | None,
@@ -91,8 +108,8 @@ def load_samples(
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
     counts = dict(dropped.counts)
     if pairing != "auto":
-        samples = _pair(samples, config.train.seed, pairing, dataset, counts)
-    samples = _keep(samples, keep, dataset, counts)
+        samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
+    samples = _keep(samples, keep, str(dataset), counts)
     return LoadedData(samples, counts, name, len(records), Counter(one.label_source for one in records))
 
 

@@ -1,7 +1,7 @@
 """Checks of single values of a row. Each refusal says where, what, and what to do."""
 
 import math
-from typing import NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from pipa_openrlhf.errors import UserError
 
@@ -76,7 +76,7 @@ def steps(value: list, name: str, where: str) -> list[str]:
     return [text(item, f"{name}[{index}]", where) for index, item in enumerate(value)]
 
 
-def is_messages(value: object) -> bool:
+def is_messages(value: object) -> TypeGuard[list]:
     """True for a list that starts like chat messages (an empty list is no conversation)."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
@@ -106,7 +106,7 @@ def _is_call(value: object) -> bool:
     return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
-def _without_nulls(value: object) -> object:
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -114,7 +114,6 @@ def _without_nulls(value: object) -> object:
 
 def q_value(value: object, name: str, where: str) -> float:
     """A number in [-1, 1]."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or not -1 <= value <= 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value) or not -1 <= value <= 1:
         refuse(where, f"{name!r} is {show(value)}", "Q is a number from -1 to 1")
     return float(value)

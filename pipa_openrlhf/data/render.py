@@ -74,14 +74,14 @@ def _between(spans: Spans, length: int) -> Spans:
 def _pieces(answer: str, starts: list[int], masked: Spans) -> list[Piece]:
     """The answer cut where a step or masked text begins or ends; what comes before the content is the first step's."""
     edges = {0, len(answer), *starts[1:], *(edge for span in masked for edge in span)}
-    edges = sorted(edge for edge in edges if edge <= len(answer))
+    cuts = sorted(edge for edge in edges if edge <= len(answer))
     return [
         Piece(
             answer[start:end],
             max(bisect_right(starts, start) - 1, 0),
             any(low <= start < high for low, high in masked),
         )
-        for start, end in pairwise(edges)
+        for start, end in pairwise(cuts)
     ]
 
 
@@ -135,14 +135,14 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer:
     others = [message["content"] for message in answer if message["role"] != "assistant"]
     if not all(_is_written(content, of_others) for content in others):
         raise Unusable(LEAVES_OUT)
-    position, content_start = len(prompt_text), None
+    position, content_starts = len(prompt_text), []
     for number, index in enumerate(turns):
         own = spans if marks is not None else spans[number : number + 1]
         start, position = _find_message(answer[index - first], text, own, position, exact)
-        content_start = start if content_start is None else content_start
+        content_starts.append(start)
     cut = text.rfind(eos, position)
     cut = len(text) if cut < 0 else cut
-    return Turns(text[:cut], len(prompt_text), spans, content_start)
+    return Turns(text[:cut], len(prompt_text), spans, content_starts[0])
 
 
 def _join(tokenizer, prompt: list[dict], answer: list[dict]) -> tuple[list[dict], str]:

@@ -66,14 +66,16 @@ def tokenise(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no eos token: set eos_token in its tokenizer_config.json")
-    samples, dropped = [], Dropped()
+    samples: list[Sample] = []
+    dropped = Dropped()
     for start in range(0, len(records), _CHUNK):
         usable = list(_render_all(records[start : start + _CHUNK], tokenizer, step_separator, dropped))
         tokens = _tokenise_all([rendered for _, rendered in usable], tokenizer)
         for (record, _), outcome in zip(usable, tokens, strict=True):
             sample = outcome if isinstance(outcome, str) else _sample(record, outcome, tokenizer, annotation)
-            reason = sample if isinstance(sample, str) else _reason_to_drop(sample, max_len)
-            if reason:
+            if isinstance(sample, str):
+                dropped.add(sample, record.where)
+            elif reason := _reason_to_drop(sample, max_len):
                 dropped.add(reason, record.where)
             else:
                 samples.append(sample)
@@ -119,7 +121,7 @@ def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens]:
     """Each piece on its own, so that the prompt has the very tokens that generation starts from."""
     texts = {text for item in rendered for text in (item.prompt, *(piece.text for piece in item.pieces)) if text}
     unique = sorted(texts)
-    ids_of = {"": []}
+    ids_of: dict[str, list[int]] = {"": []}
     if unique:
         ids_of.update(zip(unique, _encode(tokenizer, unique)["input_ids"], strict=True))
 

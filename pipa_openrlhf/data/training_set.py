@@ -43,12 +43,12 @@ class TrainingSet:
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels, order, and what else a loss may take from the samples."""
-        digest = hashlib.sha256(np.int64([self.unit_size, len(self.samples)]).tobytes())
+        digest = hashlib.sha256(_int64_bytes(self.unit_size, len(self.samples)))
         for sample in (*self.samples, *self.mismatched):
             if sample is None:
                 digest.update(b"none")
                 continue
-            digest.update(np.int64([sample.prompt_len, len(sample.input_ids), sample.answer_label]).tobytes())
+            digest.update(_int64_bytes(sample.prompt_len, len(sample.input_ids), sample.answer_label))
             for array in (sample.input_ids, sample.labels, sample.mask, sample.step_ids):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -56,6 +56,10 @@ class TrainingSet:
     def scored_by_prior(self) -> list[Sample]:
         """Everything the prior must score."""
         return self.samples + [sample for sample in self.mismatched if sample is not None]
+
+
+def _int64_bytes(*numbers: int) -> bytes:
+    return np.array(numbers, dtype=np.int64).tobytes()
 
 
 def unit_sizes(samples: list[Sample], layout: str, unit_size: int = 1) -> UnitSizes:

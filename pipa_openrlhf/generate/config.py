@@ -3,15 +3,20 @@
 from dataclasses import dataclass, field
 
 from pipa_openrlhf.config import (
+    MODEL_FLAG,
     ModelSource,
     NumericsConfig,
     SeedConfig,
     TemplateConfig,
-    check_downloads,
-    check_model_path,
 )
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, check_downloads, check_model_path
 from pipa_openrlhf.settings import check_bounds, setting
+
+
+def _required(value: str | None, flag: str) -> str:
+    if value is None:
+        raise UserError(f"{flag} is required")
+    return value
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,11 @@ class ProblemsConfig:
 
     file: str | None = setting(None, "JSONL with question or prompt, answer, optionally steps")
     max: int | None = setting(None, "most problems used, from the top; unset: all", least=1)
+
+    @property
+    def path(self) -> str:
+        """Raises UserError where no file is given."""
+        return _required(self.file, "--problems.file")
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,11 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raises UserError."""
-        if self.problems.file is None:
-            raise UserError("--problems.file is required")
+        _required(self.problems.file, "--problems.file")
         check_bounds(self)
         self.data.check()
         check_downloads(self.use_ms)
-        check_model_path(self.model.model_name_or_path, "--model.model_name_or_path")
+        check_model_path(self.model.path, MODEL_FLAG)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class SampleSettings:
     max_new_tokens: int = setting(512, "longest answer; a longer one is labelled wrong", least=1)
     batch_size: int = setting(96, "answers generated at a time", least=1)
 
+    @property
+    def path(self) -> str:
+        """Raises UserError where no output is given."""
+        return _required(self.output, "--sample.output")
+
 
 @dataclass(frozen=True)
 class SampleConfig(GenerateConfig):
@@ -63,8 +77,7 @@ class SampleConfig(GenerateConfig):
 
     def check(self) -> None:
         """Raises UserError."""
-        if self.sample.output is None:
-            raise UserError("--sample.output is required")
+        _required(self.sample.output, "--sample.output")
         super().check()
 
 
@@ -77,6 +90,11 @@ class EvaluateSettings:
     batch_size: int = setting(96, "problems answered at a time", least=1)
     overwrite: bool = setting(False, "delete another evaluation there first")
 
+    @property
+    def folder(self) -> str:
+        """Raises UserError where no output folder is given."""
+        return _required(self.output_dir, "--evaluate.output_dir")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(GenerateConfig):
@@ -86,6 +104,5 @@ class EvaluateConfig(GenerateConfig):
 
     def check(self) -> None:
         """Raises UserError."""
-        if self.evaluate.output_dir is None:
-            raise UserError("--evaluate.output_dir is required")
+        _required(self.evaluate.output_dir, "--evaluate.output_dir")
         super().check()

@@ -37,13 +37,13 @@ class Job:
     def description(self) -> dict:
         """Everything the answers depend on, as JSON."""
         config = self.config
-        with open(config.problems.file, "rb") as file:
+        with open(config.problems.path, "rb") as file:
             problems_sha256 = hashlib.sha256(file.read()).hexdigest()
         return {
-            "model": config.model.model_name_or_path,
-            "weights": weights_id(config.model.model_name_or_path, user_cache_dir()),
+            "model": config.model.path,
+            "weights": weights_id(config.model.path, user_cache_dir()),
             "dtype": config.ds.param_dtype,
-            "problems": config.problems.file,
+            "problems": config.problems.path,
             "problems_sha256": problems_sha256,
             "num_problems": len(self.problems),
             "first_prompt": self.prompts[0],
@@ -55,13 +55,13 @@ class Job:
         if hint := slow_dtype_hint(config.ds.param_dtype):
             log.info(hint)
         model = load_causal_lm(
-            config.model.model_name_or_path,
+            config.model.path,
             dtype_of(config.ds.param_dtype),
             resolve_attention(config.ds.attn_implementation, config.ds.param_dtype),
             trust_remote_code=config.model.trust_remote_code,
             experts_implementation=config.ds.experts_implementation,
         )
-        return model.to(device())
+        return model.to(device())  # type: ignore[arg-type]  # transformers' decorator hides that it is a method
 
 
 def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
@@ -73,9 +73,9 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     config.check()
     if config.use_ms:
         use_modelscope()
-    problems = read_problems(config.problems.file, config.problems.max)
+    problems = read_problems(config.problems.path, config.problems.max)
     tokenizer = load_tokenizer(
-        config.model.model_name_or_path,
+        config.model.path,
         use_fast=not config.data.disable_fast_tokenizer,
         trust_remote_code=config.model.trust_remote_code,
         padding_side="left",

@@ -7,6 +7,7 @@ therefore draws the same answers as one that was not.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,8 @@ def _sample(
     ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
     cache = _prompt_cache(model, ids, mask, settings.num_samples)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
-    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache)
+    generate: Any = model.generate  # of a mixin that only language models have
+    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache)
     ends = model.generation_config.eos_token_id
     answers = [
         _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends)
@@ -121,10 +123,11 @@ def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id
 
 
 def _to_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], ends: list[int]) -> Answer:
+    def decoded(tokens: list[int]) -> str:
+        text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # of one list of tokens
+
     length = next((position for position, token in enumerate(new) if token in ends), len(new))
     # Some tokenizers drop a leading space when they decode, so the answer is what it adds to the decoded prompt.
-    decoded_prompt, decoded = (
-        tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        for tokens in (prompt, prompt + new[:length])
-    )
-    return Answer(decoded[len(decoded_prompt) :], finished=length < len(new), num_tokens=min(length + 1, len(new)))
+    text = decoded(prompt + new[:length])[len(decoded(prompt)) :]
+    return Answer(text, finished=length < len(new), num_tokens=min(length + 1, len(new)))

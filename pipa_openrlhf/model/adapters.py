@@ -1,6 +1,7 @@
 """Adapter folders, and merging one into its base without changing what the two compute together."""
 
 import os
+from typing import cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -52,6 +53,16 @@ def root_model(path: str) -> tuple[str, str | None]:
     return path, revision
 
 
+def _vocabulary(lm: PreTrainedModel) -> int:
+    """Rows of the input embeddings."""
+    return cast(nn.Embedding, lm.get_input_embeddings()).weight.shape[0]
+
+
+def base_model(model: PeftModel) -> PreTrainedModel:
+    """The language model in PEFT's wrapper; PEFT would wrap any module."""
+    return cast(PreTrainedModel, model.get_base_model())
+
+
 def adapter_vocabulary(path: str, base: PreTrainedModel) -> int | None:
     """Rows of the embeddings or output head that the adapter in ``path`` brings; None where it brings neither.
 
@@ -80,7 +91,7 @@ def merge_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
     """
     frozen = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}
     rows = adapter_vocabulary(path, base)
-    if rows is not None and rows != base.get_input_embeddings().weight.shape[0]:
+    if rows is not None and rows != _vocabulary(base):
         base.resize_token_embeddings(rows, mean_resizing=False)
     merged = merge(PeftModel.from_pretrained(base, path), path)
     for name, parameter in merged.named_parameters():
@@ -99,12 +110,15 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     Raises:
         UserError: the merged model is another one.
     """
-    before = _probe(model.get_base_model())
-    _untie_adapted_embeddings(model.get_base_model())
+    base = base_model(model)
+    before = _probe(base)
+    _untie_adapted_embeddings(base)
     merged = model.merge_and_unload()
     if before is None:
         return merged
     after = _probe(merged)
+    if after is None:
+        raise UserError(f"{what}: the model does not run with the adapter merged: give a merged model")
     noise = _MERGE_NOISE.get(merged.dtype, _MERGE_NOISE_16_BIT)
     if not (after - before).norm() <= noise * (before - before.mean(-1, keepdim=True)).norm():
         raise UserError(
@@ -120,7 +134,7 @@ def _untie_adapted_embeddings(lm: PreTrainedModel) -> None:
     if head is None or not any(isinstance(one, BaseTunerLayer) for one in (embedding, head)):
         return
     if head.weight is embedding.weight:
-        plain = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        plain = cast(nn.Linear, head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)
         plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
         for config in (lm.config, lm.config.get_text_config()):
             config.tie_word_embeddings = False
@@ -131,7 +145,7 @@ def _probe(lm: PreTrainedModel) -> torch.Tensor | None:
 
     None for a model that cannot run where its weights are, such as one whose kernels need the accelerator.
     """
-    rows = lm.get_input_embeddings().weight.shape[0]
+    rows = _vocabulary(lm)
     tokens = torch.linspace(0, rows - 1, _PROBE_TOKENS, device=lm.device).long()[None]
     used, training = lm.config._attn_implementation, lm.training
     has_kernels = used not in ("eager", "sdpa")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -30,7 +31,7 @@ def build_policy(
     Raises:
         UserError: a model, target module or value head that does not fit.
     """
-    lm = load_lm(run, run.model.model_name_or_path, ds_config)
+    lm = load_lm(run, run.model.path, ds_config)
     balances_experts = run.model.aux_loss_coef > 0
     if not run.model.keep_dropout and disable_dropout(lm):
         log.info(
@@ -40,9 +41,10 @@ def build_policy(
     if balances_experts and not hasattr(config, "num_experts_per_tok"):
         raise UserError("--model.aux_loss_coef balances experts, and this model has none: leave it at 0")
     dtype = dtype_of(run.ds.param_dtype)
+    adapted: PreTrainedModel | PeftModel = lm
     if run.ds.lora.rank > 0:
         lora = run.ds.lora
-        lm = add_lora(lm, lora.rank, lora.alpha, lora.target_modules, lora.dropout)
+        adapted = add_lora(lm, lora.rank, lora.alpha, lora.target_modules, lora.dropout)
     head = None
     if objective.learns_value:
         if run.value.init_from:
@@ -55,7 +57,7 @@ def build_policy(
         else:
             head = ValueHead(config.hidden_size, run.value.hidden_size or config.hidden_size, dtype)
     actor = PolicyActor(
-        Policy(lm, head, 0.5 if objective.fixed_value is None else objective.fixed_value, balances_experts)
+        Policy(adapted, head, 0.5 if objective.fixed_value is None else objective.fixed_value, balances_experts)
     )
     if run.model.gradient_checkpointing_enable:
         actor.gradient_checkpointing_enable(
@@ -100,7 +102,8 @@ def _dropout_names(holder: nn.Module | PreTrainedConfig) -> list[str]:
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module | PreTrainedConfig]:
-    waiting, seen = list(model.modules()), set()
+    waiting: list[nn.Module | PreTrainedConfig] = list(model.modules())
+    seen: set[int] = set()
     while waiting:
         holder = waiting.pop()
         if id(holder) not in seen:

@@ -43,7 +43,7 @@ def check_lengths(
     Raises:
         UserError: names ``--data.max_len`` and what it may be.
     """
-    policy = getattr(actor.model, "module", actor.model)
+    policy = actor.policy
     longest = max(samples, key=lambda sample: len(sample.input_ids))
     length = len(longest.input_ids)
     positions = _learned_positions(actor.model, probe)

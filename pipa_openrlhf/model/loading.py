@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import sys
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -161,10 +162,12 @@ def load_causal_lm(
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"cannot load the adapter {path}: {_reason(error)}") from error
 
-    model_class = AutoModelForCausalLM
-    options = {}
+    model_class: Any = AutoModelForCausalLM
+    options: dict[str, Any] = {}
     if use_liger_kernel:
-        from liger_kernel.transformers import AutoLigerKernelForCausalLM as model_class
+        from liger_kernel.transformers import AutoLigerKernelForCausalLM
+
+        model_class = AutoLigerKernelForCausalLM
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation
     if load_in_4bit:

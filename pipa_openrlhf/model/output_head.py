@@ -70,14 +70,13 @@ def only_accepted(model: nn.Module, **options) -> dict[str, Any]:
 def _paths(causal_lm: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Attribute names that lead from the model to its decoder and to its output head."""
     names = {id(module): name for name, module in causal_lm.named_modules()}
-    found = [names.get(id(one)) for one in (decoder_of(causal_lm), causal_lm.get_output_embeddings())]
-    if not all(found):
+    decoder, head = (names.get(id(one), "") for one in (decoder_of(causal_lm), causal_lm.get_output_embeddings()))
+    if not (decoder and head):
         raise UserError(
             f"{type(causal_lm).__name__} has no decoder with an output head of its own: it is not a model that this "
             "package can train"
         )
-    decoder, head = (tuple(name.split(".")) for name in found)
-    return decoder, head
+    return tuple(decoder.split(".")), tuple(head.split("."))
 
 
 def _replace(module: nn.Module, path: tuple[str, ...], replacement: "_StandIn") -> None:
@@ -104,6 +103,8 @@ class _StandIn:
 
 class _Output(tuple):
     """A decoder's output that holds its last hidden state and nothing else."""
+
+    last_hidden_state: torch.Tensor
 
     def __new__(cls, hidden: torch.Tensor):
         made = super().__new__(cls, (hidden,))
@@ -146,7 +147,7 @@ def install_chunked_head(causal_lm: PreTrainedModel) -> nn.Module:
             return plain_forward(hidden)
         logits_of = tail_of(causal_lm, plain_forward)
         size = max(1, CHUNK_LOGITS // head.weight.shape[0])
-        if terms is None:
+        if u is None or terms is None:
             return chunked_log_probs(hidden, targets, logits_of, parameters, size)
         return single_pass_loss(hidden, targets, u, terms, logits_of, parameters, size)
 
@@ -216,10 +217,11 @@ class _Gradients:
         """Add the gradient of a chunk's ``scalar``, which was computed from ``leaf``, the chunk's hidden states."""
         self.hidden[part], *grads = torch.autograd.grad(scalar, (leaf, *self.trained), allow_unused=True)
         for index, grad in enumerate(grads):
-            if grad is not None and self.sums[index] is None:
+            total = self.sums[index]
+            if grad is not None and total is None:
                 self.sums[index] = grad.to(torch.promote_types(grad.dtype, torch.float32))
-            elif grad is not None:
-                self.sums[index] += grad
+            elif grad is not None and total is not None:
+                total += grad
 
 
 class _ChunkedLogProbs(torch.autograd.Function):

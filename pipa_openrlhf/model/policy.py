@@ -1,6 +1,8 @@
 """The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it."""
 
 import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -11,6 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.model.adapters import base_model
 from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
 from pipa_openrlhf.model.shared_prompts import enable_shared_prompts, refuse_other_attention
 from pipa_openrlhf.model.value_head import ValueHead
@@ -58,7 +61,7 @@ class Policy(nn.Module):
         """
         if own:
             return self._own_forward(batch)
-        options = {"output_router_logits": True} if self.balances_experts else {}
+        options: dict[str, Any] = {"output_router_logits": True} if self.balances_experts else {}
         attention_mask = batch.attention_mask
         if batch.shared_row is not None:
             options["shared_row"] = batch.shared_row
@@ -97,9 +100,10 @@ class Policy(nn.Module):
         return torch.full(hidden.shape[:1], math.log(g) - math.log1p(-g), device=hidden.device)
 
     def _balancing_loss(self, output, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        config = self._backbone[0].config
+        config: Any = self._backbone[0].config
         experts = getattr(config, "num_local_experts", None) or config.num_experts
-        return load_balancing_loss_func(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
+        loss = load_balancing_loss_func(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
+        return cast(torch.Tensor, loss)  # a number only where there are no logits
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
         """Recompute the backbone's activations in the backward pass; Actor calls this."""
@@ -111,7 +115,7 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The language model without PEFT's wrapper."""
-        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+        return base_model(self.lm) if isinstance(self.lm, PeftModel) else self.lm
 
 
 class PolicyActor(Actor):
@@ -129,29 +133,36 @@ class PolicyActor(Actor):
         set_z3_leaf_modules(policy, detect_hybrid=False)
 
     @property
+    def policy(self) -> Policy:
+        """``model``, or what is inside where it is DeepSpeed's engine."""
+        return self.model if isinstance(self.model, Policy) else self.model.module
+
+    @property
     def attention(self) -> str:
         """The attention kernel in use."""
-        policy = getattr(self.model, "module", self.model)
-        return policy.causal_lm.config._attn_implementation
+        return self.policy.causal_lm.config._attn_implementation
 
     def forward(self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True) -> PolicyOutput:
         """The policy's output on ``batch``; see :meth:`Policy.forward`."""
         return self.model(batch=batch, terms=terms, with_value=with_value)
 
 
-def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | list[str], dropout: float) -> PeftModel:
+def add_lora(
+    lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | Sequence[str], dropout: float
+) -> PeftModel:
     """LoRA as OpenRLHF attaches it.
 
     Raises:
         UserError: the target modules do not exist, or include the output head.
     """
-    if target_modules == ["all-linear"]:  # as a command line gives it
-        target_modules = "all-linear"
+    modules: str | list[str] = target_modules if isinstance(target_modules, str) else list(target_modules)
+    if modules == ["all-linear"]:  # as a command line gives it
+        modules = "all-linear"
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=alpha,
-        target_modules=target_modules,
+        target_modules=modules,
         lora_dropout=dropout,
         bias="none",
     )
@@ -160,6 +171,6 @@ def add_lora(lm: PreTrainedModel, rank: int, alpha: int, target_modules: str | l
         model = get_peft_model(lm, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"--ds.lora.target_modules: {str(error).splitlines()[0]}") from error
-    if hasattr(model.get_base_model().get_output_embeddings(), "lora_A"):
+    if hasattr(base_model(model).get_output_embeddings(), "lora_A"):
         raise UserError("--ds.lora.target_modules: LoRA on the output head is not supported; leave it out")
     return model

@@ -7,6 +7,7 @@ that names a temperature but does not sample, as many published models have.
 import json
 import os
 import shutil
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -29,7 +30,7 @@ def save_model(
         read_from: the hub name, model folder or adapter folder that it was loaded from.
         state: its weights, where they are not in ``model`` itself.
     """
-    generation = getattr(model, "generation_config", None)
+    generation: Any = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:
         model.save_pretrained(folder, state_dict=state)

@@ -59,7 +59,7 @@ def choose_layout(
     Raises:
         UserError: no layout is exact, or a sequence is longer than the model can take.
     """
-    policy = getattr(actor.model, "module", actor.model)
+    policy = actor.policy
     checks = run.model.self_check
     check = _Check(actor, probe_samples(samples), strategy, pad_token_id) if checks else None
     if check is not None:
@@ -113,7 +113,7 @@ class _Check:
     pad_token_id: int
 
     def __post_init__(self):
-        self.policy = getattr(self.actor.model, "module", self.actor.model)
+        self.policy = self.actor.policy
         self.actor.model.eval()
         self._measure()
 

@@ -137,11 +137,15 @@ class BatchLoss:
     def token_terms(self, batch: Batch, counts: BatchCounts) -> TokenTerms:
         """The loss of a token-separable objective as terms over the labelled tokens of ``batch``."""
 
+        token_loss = self.objective.token_loss
+        if token_loss is None:
+            raise ValueError(f"{self.objective.name} is no sum over tokens")
+
         def flat(values: torch.Tensor) -> torch.Tensor:
             return values.flatten()[batch.token_index]
 
         return TokenTerms(
-            self.objective.token_loss,
+            token_loss,
             flat(batch.log_p),
             flat(batch.labels),
             flat(token_weights(batch.mask, self.objective.reduction, counts)),
@@ -160,12 +164,12 @@ class BatchLoss:
         """
         if output.loss is not None:
             loss = output.loss
-        elif self.objective.token_loss is not None:
-            log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
-            loss = self.token_terms(batch, counts).loss(log_f, u)
-        else:
+        elif self.objective.answer_loss is not None:
             losses = self.objective.answer_loss(answers_of(output.log_f, batch, z0))
             loss = losses.sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
+        else:
+            log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
+            loss = self.token_terms(batch, counts).loss(log_f, u)
         if self.aux_coef:
             loss = loss + self.aux_coef * output.aux_loss * (len(batch.labels) / counts.sequences)
         return loss

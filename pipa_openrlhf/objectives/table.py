@@ -51,7 +51,7 @@ def load_objective(path: str, config: "RunConfig") -> Objective:
     if not os.path.isfile(path):
         raise UserError(f"--pipa.objective_module {path}: no such file")
     spec = importlib.util.spec_from_file_location("pipa_user_objective", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"--pipa.objective_module {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up

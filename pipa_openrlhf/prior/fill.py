@@ -30,7 +30,7 @@ SECONDS_PER_SHARD = 60
 
 def open_cache(config: RunConfig, strategy: Strategy) -> PriorCache:
     """The cache of this run's prior."""
-    identity = [prior_id(prior_path(config), config.prior.cache_dir) if strategy.is_rank_0() else None]
+    identity = [prior_id(prior_path(config), config.prior.cache_dir) if strategy.is_rank_0() else ""]
     torch.distributed.broadcast_object_list(identity)
     precision = config.ds.param_dtype + ("-4bit" if config.ds.load_in_4bit else "")
     return PriorCache(config.prior.cache_dir, identity[0], precision)
@@ -38,7 +38,7 @@ def open_cache(config: RunConfig, strategy: Strategy) -> PriorCache:
 
 def prior_path(config: RunConfig) -> str:
     """Name or folder of the prior: the policy's own start unless another is given."""
-    return config.prior_path or config.model.model_name_or_path
+    return config.prior_path or config.model.path
 
 
 def fill_from_separate_model(

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+from typing import cast
 
 import peft.utils
 import transformers
@@ -67,12 +68,13 @@ def weights_id(path: str, memory_dir: str, revision: str | None = None) -> str:
         files += sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(path), "*.py"))))
     else:
         try:
-            config = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
+            found = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"cannot find a model at {path}{f' ({revision})' if revision else ''}: {reason}"
             ) from error
+        config = cast(str, found)  # None only where it is told not to raise
         commit = extract_commit_hash(config, None)
         if commit is None:
             return weights_id(os.path.dirname(config), memory_dir)

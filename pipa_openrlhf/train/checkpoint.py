@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from typing import Any
 
 import deepspeed
 import torch
@@ -124,8 +125,8 @@ class EngineState:
         return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
 
 
-def _partition(full: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
-    """This rank's part of a tensor that ZeRO-3 cuts like ``parameter``: equal parts, the last one padded."""
+def _partition(full: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """This rank's part of a tensor that ZeRO-3 cuts like its ``parameter``: equal parts, the last one padded."""
     size = parameter.ds_tensor.numel()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     padded = torch.nn.functional.pad(full.flatten(), (0, size * world_size - full.numel()))
@@ -147,7 +148,7 @@ def save_checkpoint(
         values = state.read(parameter)
         if strategy.is_rank_0():
             tensors.update({f"{kind}.{name}": value for kind, value in values.items()})
-    rng_states: list[dict | None] = [None] * strategy.world_size
+    rng_states: list[dict] = [{}] * strategy.world_size
     torch.distributed.all_gather_object(rng_states, _rng_state())
     if strategy.is_rank_0():
         final = os.path.join(folder, f"global_step{step}")

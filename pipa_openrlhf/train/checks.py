@@ -1,6 +1,7 @@
 """Is the policy its own prior at the first step, as theory and the cached log-probs say?"""
 
 import logging
+from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_local_fp32_param
@@ -201,8 +202,8 @@ def full_masters(engine) -> dict[int, torch.Tensor] | None:
     return {id(parameter): master for parameter, master in pairs}
 
 
-def _local_master(parameter: torch.nn.Parameter) -> torch.Tensor | None:
-    """This rank's part of the master of a parameter under ZeRO-1, 2 or 3; None where it has none."""
+def _local_master(parameter: Any) -> torch.Tensor | None:
+    """This rank's part of the master of DeepSpeed's parameter under ZeRO-1, 2 or 3; None where it has none."""
     if hasattr(parameter, "ds_id"):
         return safe_get_local_fp32_param(parameter)
     mapping = parameter._hp_mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import deepspeed
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
@@ -50,15 +50,14 @@ def export_model(
             folder gets those, once a run.
     """
     policy: Policy = engine.module
-    base_path, trust_remote_code = config.model.model_name_or_path, config.model.trust_remote_code
-    adapter = isinstance(policy.lm, PeftModel)
-    state = _gather(policy, strategy, trainable_only=adapter)
+    base_path, trust_remote_code = config.model.path, config.model.trust_remote_code
+    state = _gather(policy, strategy, trainable_only=isinstance(policy.lm, PeftModel))
     if strategy.is_rank_0():
         os.makedirs(folder, exist_ok=True)
         prefix = "value_head."
         head = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         lm_state = {name[len("lm.") :]: tensor for name, tensor in state.items() if name.startswith("lm.")}
-        if not adapter:
+        if not isinstance(policy.lm, PeftModel):
             save_model(policy.lm, folder, base_path, lm_state)
         elif config.ckpt.merge_lora:
             _save_merged(folder, policy.lm, lm_state, base_path, trust_remote_code)
@@ -148,7 +147,7 @@ def write_model_card(config: RunConfig, objective_name: str, last: dict) -> None
     import peft
     import transformers
 
-    folder, base_path, data = config.ckpt.output_dir, config.model.model_name_or_path, config.data.dataset
+    folder, base_path, data = config.ckpt.output_dir, config.model.path, config.data.dataset
     command = command_of(config)
     metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if value is not None)
     text = f"""---
@@ -191,7 +190,7 @@ def check_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase, strategy
     Raises:
         UserError: the export at the end of the run would fail.
     """
-    failure = [None]
+    failure: list[str | None] = [None]
     if strategy.is_rank_0():
         try:
             _try_export(config, tokenizer)
@@ -203,14 +202,16 @@ def check_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase, strategy
 
 
 def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    output_dir, start = config.ckpt.output_dir, config.model.model_name_or_path
+    output_dir, start = config.ckpt.output_dir, config.model.path
     try:
         empty = empty_causal_lm(start, dtype_of(config.ds.param_dtype), config.model.trust_remote_code)
     except Exception:  # loading the model says better what is wrong
         return
     base_bytes = sum(one.numel() * one.element_size() for one in empty.parameters())
     lora = config.ds.lora
-    lm = add_lora(empty, lora.rank, lora.alpha, lora.target_modules, lora.dropout) if lora.rank else empty
+    lm: PreTrainedModel | PeftModel = empty
+    if lora.rank:
+        lm = add_lora(empty, lora.rank, lora.alpha, lora.target_modules, lora.dropout)
     exports_adapter = isinstance(lm, PeftModel) and not config.ckpt.merge_lora
     trained = [one for one in lm.parameters() if one.requires_grad]
     try:
@@ -218,7 +219,7 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             if exports_adapter:
                 lm.save_pretrained(trial, state_dict={}, save_embedding_layers=False)
             else:
-                save_model(empty if lm is empty else lm.unload(), trial, start, {})
+                save_model(lm.unload() if isinstance(lm, PeftModel) else lm, trial, start, {})
             tokenizer.save_pretrained(trial)
     except Exception as error:  # of any library that writes a file of the export
         raise UserError(

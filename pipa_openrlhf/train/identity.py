@@ -110,7 +110,7 @@ def difference(earlier: dict, here: RunIdentity) -> str | None:
 def _contents(config: RunConfig, objective: Objective) -> dict[str, str]:
     """Digests by flag; the order in which differences are reported."""
     memory = config.prior.cache_dir
-    model = config.model.model_name_or_path
+    model = config.model.path
     contents = {f"--{_MODEL}": weights_id(model, memory)}
     if objective.needs_prior:
         contents[f"--{_PRIOR}"] = weights_id(config.prior_path or model, memory)
@@ -184,7 +184,7 @@ class Start:
         Raises:
             UserError: ranks read other data than rank 0, or the earlier run did.
         """
-        ranks: list[tuple[str, str] | None] = [None] * strategy.world_size
+        ranks: list[tuple[str, str]] = [("", "")] * strategy.world_size
         torch.distributed.all_gather_object(ranks, (socket.gethostname(), fingerprint))
         others = [f"rank {rank} ({host})" for rank, (host, found) in enumerate(ranks) if found != ranks[0][1]]
         if others:

@@ -97,7 +97,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
     strategy.setup_distributed()
     start = find_start(config, objective, strategy)
     tokenizer = load_tokenizer(
-        config.model.model_name_or_path, not config.data.disable_fast_tokenizer, config.model.trust_remote_code
+        config.model.path, not config.data.disable_fast_tokenizer, config.model.trust_remote_code
     )
     fix_template_date(tokenizer, start.identity.started)
     data = _load_data(config, objective, tokenizer)
@@ -172,8 +172,8 @@ def _prepare_models(
     """The policy in its engine, the prior's log-probs, and whether the policy is its own prior now."""
     # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
     cache = open_cache(config, strategy) if objective.needs_prior else None
-    is_separate = cache is not None and bool(config.prior_path or start.checkpoint)
-    if is_separate:
+    is_separate = bool(config.prior_path or start.checkpoint)
+    if cache is not None and is_separate:
         fill_from_separate_model(config, cache, scored, strategy, tokenizer.pad_token_id)
     actor = build_policy(config, objective, strategy.get_ds_train_config())
     report_trained(actor.model)
@@ -241,7 +241,7 @@ def _check_tokens(
 ) -> None:
     token_ids = np.unique(np.concatenate([sample.input_ids for sample in samples]))
     remote = config.model.trust_remote_code
-    check_vocabulary(config.model.model_name_or_path, "--model.model_name_or_path", token_ids, remote)
+    check_vocabulary(config.model.path, "--model.model_name_or_path", token_ids, remote)
     if objective.needs_prior and config.prior_path:
         flag = "--prior.model_name_or_path"
         check_same_tokens(config.prior_path, flag, token_ids, tokenizer, remote)

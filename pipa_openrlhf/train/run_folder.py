@@ -96,7 +96,7 @@ class RunFolder:
 
 def run_folders(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[RunFolder]:
     """The output folder, and that of checkpoints where it is not inside."""
-    exported = (*_EXPORTED, *_code_names(config.model.model_name_or_path))
+    exported = (*_EXPORTED, *_code_names(config.model.path))
     if tokenizer is not None:
         exported += tuple(map(glob.escape, _tokenizer_files(tokenizer)))
     output_dir, checkpoints = (os.path.abspath(path) for path in (config.ckpt.output_dir, config.ckpt.folder))

@@ -129,7 +129,7 @@ class PreferenceTrainer:
                 steps = load_steps(batches, micro_batches, self.config.data.dataloader_num_workers)
                 for units, step_batches in zip(batches, steps):
                     row, stopping = self._train_step(units, step_batches)
-                    if self._is_due(self.config.eval.steps, every_epoch=True) and self.eval_set is not None:
+                    if self._is_due(self.config.eval.steps, every_epoch=True):
                         row.update({f"eval/{name}": value for name, value in self.evaluate().items()})
                     if log is not None:
                         log.write(row)
@@ -149,6 +149,8 @@ class PreferenceTrainer:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
         """Loss and metrics over the whole evaluation set, taken as one global batch; one micro-batch in memory."""
+        if self.eval_set is None:
+            return {}
         everything = np.arange(self.eval_set.num_units)
         counts = _counts(self.eval_set, everything)
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
@@ -197,9 +199,10 @@ class PreferenceTrainer:
         totals = self.strategy.all_reduce(totals)
         metrics = means(self.objective, totals, z0)
         # Before the update, on all ranks alike: weights that a NaN has reached cannot be mended.
-        self._refuse_non_finite("loss", metrics["loss"])
+        global_loss = float(totals[SUMS.index("loss")])
+        self._refuse_non_finite("loss", global_loss)
         if start_check is not None:
-            start_check.report(self.strategy, metrics["loss"], self.config.ds.param_dtype)
+            start_check.report(self.strategy, global_loss, self.config.ds.param_dtype)
         self.update_check.before_update()
         grad_norm = self._step_engine()
         self.update_check.after_update(grad_norm)
@@ -238,7 +241,7 @@ class PreferenceTrainer:
             UserError: the gradient is NaN or infinite; the weights are as before.
         """
         engine = self.actor.model
-        norm = None
+        norm = math.nan
         if engine.zero_optimization_stage() == 0:
             # DeepSpeed reports no norm for a plain float32 optimizer.
             gradients = [one.grad for one in engine.module.parameters() if one.grad is not None]

@@ -71,14 +71,14 @@ def join(prompt: str | list[dict] | None, answer: Answer, flags: DataConfig, whe
         return _join_chat(prompt, answer, where)
     if answer.messages is not None:
         fields.refuse(where, f"{answer.name!r} holds messages", ADD_THE_FLAG)
-    if prompt is None:
-        return Conversation("", answer, identity=where)
-    return Conversation(_fill_template(prompt, flags.input_template), answer, identity=prompt)
+    if isinstance(prompt, str):
+        return Conversation(_fill_template(prompt, flags.input_template), answer, identity=prompt)
+    return Conversation("", answer, identity=where)
 
 
 def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> Conversation:
     identity = prompt if isinstance(prompt, str) else canonical_json(prompt or [])
-    as_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    as_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else (prompt or [])
     if answer.messages is None:
         if prompt is None:
             remedy = "add a 'prompt' column or give the answer as messages"
@@ -101,11 +101,15 @@ def join_rejected(
     prompt: str | list[dict] | None, rejected: Answer, chosen: Conversation, flags: DataConfig, where: str
 ) -> Conversation:
     """The rejected side: without messages in the prompt column, its prompt is the chosen side's, as in OpenRLHF."""
-    is_whole = rejected.messages is not None and rejected.messages[0]["role"] != "assistant"
-    if not flags.apply_chat_template or not is_whole or isinstance(prompt, list):
+    messages = rejected.messages
+    if (
+        messages is None
+        or messages[0]["role"] == "assistant"
+        or not flags.apply_chat_template
+        or isinstance(prompt, list)
+    ):
         return join(prompt, rejected, flags, where)
-    head = rejected.messages[: len(chosen.prompt)]
-    rest = rejected.messages[len(chosen.prompt) :]
+    head, rest = messages[: len(chosen.prompt)], messages[len(chosen.prompt) :]
     if head != chosen.prompt or not rest:
         problem = f"{rejected.name!r} does not start with the prompt of {chosen.answer.name!r}"
         fields.refuse(where, problem, "make their messages before the answer the same")
