@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -137,12 +137,25 @@ def _cpu_model() -> str:
     return match.group(1) if match else platform.processor()
 
 
-def describe_machine() -> str:
-    """:func:`machine` in one line."""
+def commit() -> str:
+    """The commit that this is, with a plus where files have changed since; "unknown" outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def print_head() -> None:
+    """What a printed result begins with: the command, commit, date and machine."""
     facts = machine()
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
     where = facts["accelerator"] or f"{facts['cpu']}, {facts['cores']} cores"
-    return f"{where}; {versions}"
+    print(f"{command_line()}\ncommit {commit()}, {date.today()}; {where}; {versions}", flush=True)
 
 
 def command_line() -> str:
@@ -151,26 +164,18 @@ def command_line() -> str:
 
 
 def write_json(path: str | Path, result: dict) -> None:
-    """Write a result with the commit, the date, the command, the machine and the load that it was measured under."""
+    """Write a result with the command, commit, date, machine and the load that it was measured under."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    made = {"commit": commit.stdout.strip(), "date": datetime.now().isoformat(timespec="seconds")}
-    whole = {**made, "command": command_line(), "machine": machine(), "load_at_end": os.getloadavg(), **result}
-    Path(path).write_text(json.dumps(whole, indent=1) + "\n")
+    head = {"command": command_line(), "commit": commit(), "date": str(date.today()), "machine": machine()}
+    Path(path).write_text(json.dumps({**head, "load_at_end": os.getloadavg(), **result}, indent=1) + "\n")
 
 
 def print_table(headings: list[str], rows: list[list[str]]) -> None:
     """Columns as wide as their widest cell, the first one flush left."""
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
-    for row in [headings, *rows]:
-        cells = [
-            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in _cells(row, widths)
-        ]
+    for first, *others in [headings, *rows]:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:]))]
         print("  ".join(cells).rstrip(), flush=True)
-
-
-def _cells(row: list[str], widths: list[int]):
-    return enumerate(zip(row, widths, strict=True))
 
 
 def print_ratio(

@@ -1,11 +1,10 @@
 """One arm of ``train_step.py`` in a process of its own: a real trainer that stops after every round.
 
-The trainer's own loop runs; a hook at the end of every optimizer step tells the gate, which waits for the parent at
-the end of a round.
+The trainer's own loop runs; a callback at the end of every optimizer step tells the gate, which waits for the parent
+at the end of a round.
 """
 
 import json
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -69,64 +68,56 @@ class Recorder:
 
 
 def run_pipa(spec: Spec, gate: Gate) -> None:
-    """``train_pipa`` as a user runs it, watched by a callback."""
-    from pipa_openrlhf.cli.entry import show_log
+    """``pipa_openrlhf.cli.train_pipa`` as a user runs it, with a callback."""
     from pipa_openrlhf.cli.flags import parse
     from pipa_openrlhf.prior.cache import PriorCache
     from pipa_openrlhf.prior.fill import fill_from_policy
     from pipa_openrlhf.train.callback import Callback
     from pipa_openrlhf.train.run import train
 
-    trained: list[float] = []
-
-    def record(_policy, _args, options, output) -> None:
-        if options.get("terms") is not None:  # a training step
-            batch = options["batch"]
-            trained.extend((output.log_f.detach().double() * batch.mask).sum(dim=1).tolist())
-
     class Rounds(Callback):
         """Waits where the loop begins and after every optimizer step."""
 
-        def on_train_begin(self, trainer) -> None:
-            hook = trainer.actor.model.module.register_forward_hook(record, with_kwargs=True)
+        def on_train_begin(self, trainer):
+            trained: list[float] = []
 
-            def prior_pass() -> None:
-                folder = tempfile.mkdtemp(dir=spec.folder)
-                samples = trainer.train_set.scored_by_prior()
-                rest = (trainer.actor, trainer.strategy, trainer.pad_token_id)
-                fill_from_policy(trainer.config, PriorCache(folder, "again", spec.dtype), samples, *rest)
-                shutil.rmtree(folder)
+            def record(module, args, output) -> None:
+                if output.loss is not None:  # a training step, where log f is 0 outside the loss
+                    trained.extend(output.log_f.detach().double().sum(dim=1).tolist())
+
+            hook = trainer.actor.model.module.register_forward_hook(record)
 
             def sequences() -> dict:
                 # From the cache, by sequence; from the training steps, whose rows are in an order of their own.
                 hook.remove()
                 cached = {
-                    sequence_key(one.input_ids, one.prompt_len): float(
-                        trainer.cache.log_probs(one).sum(dtype="float64")
-                    )
+                    sequence_key(one.input_ids, one.prompt_len): float(trainer.cache.log_probs(one).sum(dtype="f8"))
                     for one in trainer.train_set.samples
                 }
                 return {"log_probs": cached, "trained": sorted(trained)}
 
-            gate.prior_pass, gate.sequences = prior_pass, sequences
+            def prior_pass() -> None:
+                with tempfile.TemporaryDirectory(dir=spec.folder) as folder:
+                    cache = PriorCache(folder, "again", spec.dtype)
+                    samples, pad = trainer.train_set.samples, trainer.pad_token_id
+                    fill_from_policy(trainer.config, cache, samples, trainer.actor, trainer.strategy, pad)
+
+            gate.sequences, gate.prior_pass = sequences, prior_pass
             gate.start()
 
-        def on_step_end(self, trainer, row: dict) -> None:
+        def on_step_end(self, trainer, row):
             gate.step_done()
 
-    show_log(rank=0)
     train(parse("train_pipa", pipa_flags(spec)), [Rounds()])
 
 
 def pipa_flags(spec: Spec) -> list[str]:
     """The command line of our arm."""
-    switches = ["--model.gradient_checkpointing_enable"] if spec.checkpointing else []
     return [
         *_common_flags(spec),
         *("--train.batch_size", str(spec.batch_size), "--train.micro_batch_size", str(spec.micro_batch_size)),
         *("--ds.param_dtype", spec.dtype, "--data.dataset", f"{spec.folder}/answers.jsonl"),
         *("--ckpt.output_dir", f"{spec.folder}/pipa", "--prior.cache_dir", f"{spec.folder}/prior"),
-        *switches,
         *PIPA_FLAGS[spec.section],
     ]
 
@@ -136,6 +127,7 @@ def _common_flags(spec: Spec) -> list[str]:
         *("--model.model_name_or_path", spec.model, "--ds.zero_stage", "2", "--ds.attn_implementation", "sdpa"),
         *("--ds.lora.rank", str(spec.rank), "--ds.lora.alpha", str(spec.rank), "--adam.lr", str(spec.learning_rate)),
         *("--train.max_epochs", str(spec.epochs), "--data.max_len", str(spec.max_length)),
+        *(["--model.gradient_checkpointing_enable"] if spec.checkpointing else []),
     ]
 
 
@@ -162,18 +154,12 @@ def run_openrlhf(spec: Spec, gate: Gate) -> None:
         gate.sequences = without_recorder
         gate.start()
 
-    switches = ["--model.gradient_checkpointing_enable"] if spec.checkpointing else []
     flags = [
         *_common_flags(spec),
-        *(
-            "--train.batch_size",
-            str(spec.batch_size // 2),
-            "--train.micro_batch_size",
-            str(spec.micro_batch_size // 2),
-        ),
+        *("--train.batch_size", str(spec.batch_size // 2)),
+        *("--train.micro_batch_size", str(spec.micro_batch_size // 2)),
         *("--data.dataset", f"{spec.folder}/openrlhf.jsonl", "--data.prompt_key", "prompt"),
         *("--ckpt.output_dir", f"{spec.folder}/openrlhf"),
-        *switches,
     ]
     run_openrlhf_dpo(flags, lambda step, logs: gate.step_done(), on_start, spec.dtype)
 

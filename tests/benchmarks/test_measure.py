@@ -68,11 +68,30 @@ def test_a_ratio_with_a_target_ends_in_its_verdict(capsys):
     assert [line.split()[-1] for line in lines] == ["ok", "MISSED", "MISSED", "1.200", "MISSED"]
 
 
+def test_a_result_names_its_commit_date_and_machine(tmp_path, capsys):
+    measure.print_head()
+    command, provenance = capsys.readouterr().out.splitlines()
+    assert command.startswith("python benchmarks/")
+    measure.write_json(tmp_path / "result.json", {"answer": 42})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert provenance.startswith(f"commit {result['commit']}, {result['date']}; ")
+    assert result["machine"]["cpu"] and result["answer"] == 42
+
+
+@pytest.mark.slow
+def test_no_step_takes_many_more_flops_than_it_must(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "limit.py"), "--output", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    verdicts = [line.split()[-1] for line in done.stdout.splitlines() if " target " in line]
+    assert verdicts == ["ok", "ok", "ok"]
+
+
 @pytest.mark.slow
 def test_the_real_trainers_train_on_the_same_and_every_target_has_a_verdict(tmp_path):
     result = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--quick", "--repeats", "1"]
-    done = subprocess.run([*command, "--output", str(result)], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([*command, "--output", str(result)], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     with_target = [line for line in done.stdout.splitlines() if " target " in line]
     assert len(with_target) == 17 and all(line.split()[-1] in ("ok", "MISSED") for line in with_target)
