@@ -98,6 +98,7 @@ class Strategy(DeepspeedStrategy):
         )
         # DeepSpeed allocates the whole bucket, a gigabyte by default, even where LoRA's gradients fill a tenth of it.
         config["zero_optimization"]["reduce_bucket_size"] = min(self.num_trained, LARGEST_BUCKET)
+        _wait_for_every_gather(config)
         # At ZeRO-1 it would bring in another optimizer, see _accumulate_in_float32.
         config["data_types"]["grad_accum_dtype"] = self._gradient_dtype() if self.stage != 1 else None
         return config
@@ -119,6 +120,7 @@ class Strategy(DeepspeedStrategy):
         """Upstream's inference config with the same nominal batch."""
         config = super().get_ds_eval_config(offload)
         config.update(train_micro_batch_size_per_gpu=1, train_batch_size=self.world_size)
+        _wait_for_every_gather(config)
         return config
 
     def _get_model_parameters(self, model: torch.nn.Module, *, optim: str | None = None, weight_decay: float = 0.0):
@@ -185,6 +187,16 @@ class Strategy(DeepspeedStrategy):
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
+
+
+def _wait_for_every_gather(config: dict) -> None:
+    """Keep ZeRO-3 from computing with weights that are still on their way.
+
+    After an update DeepSpeed 0.19.6 gathers many parameters at once and waits for the last gather only. That is enough
+    on an accelerator's stream; gloo's gathers finish in any order.
+    """
+    if on_cpu():
+        config["zero_optimization"]["stage3_allgather_sequential"] = True
 
 
 def _accumulate_in_float32(optimizer) -> None:

@@ -193,13 +193,7 @@ def two_ranks_ran(root):
 
 def cases() -> list:
     """Every layout with its objectives."""
-    # Now and then z0 of one step is far off there, as if a rank's forward pass had weights that are not all gathered.
-    unsteady = pytest.mark.xfail(reason="KTO's z0 is wrong in some steps under ZeRO-3 on two ranks", strict=False)
-    return [
-        pytest.param(layout, name, marks=[unsteady] if (layout, name) == ("two_ranks_zero_3", "kto") else [])
-        for layout, (_, _, objectives) in LAYOUTS.items()
-        for name in objectives
-    ]
+    return [(layout, name) for layout, (_, _, objectives) in LAYOUTS.items() for name in objectives]
 
 
 @pytest.mark.parametrize("layout, objective", cases())
