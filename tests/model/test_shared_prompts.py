@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from samples import random_samples
-from test_output_head import MODELS, VOCAB, forward, make
+from test_output_head import MODELS, VOCAB, make
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -52,7 +52,7 @@ def test_log_probs_values_and_gradients_are_those_of_separate_rows(name):
         assert policy.can_share_prompts == (name not in CANNOT)
         if not policy.can_share_prompts:
             return
-        output = forward(policy, batch)
+        output = policy(batch)
         scalar_of(output).backward()
         results.append((output, {key: one.grad for key, one in policy.named_parameters()}))
     (alone, alone_grads), (together, together_grads) = results
@@ -76,7 +76,7 @@ def test_gradient_checkpointing_recomputes_shared_rows(reentrant):
                 torch.nn.init.normal_(one, std=0.3)
         policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
         policy.train()
-        scalar_of(forward(policy, collate(samples, None, 0, "shared" if share else "padded"))).backward()
+        scalar_of(policy(collate(samples, None, 0, "shared" if share else "padded"))).backward()
         grads.append({key: one.grad for key, one in policy.named_parameters() if one.requires_grad})
     for key, grad in grads[0].items():
         torch.testing.assert_close(grads[1][key], grad, rtol=1e-4, atol=1e-4, msg=key)
@@ -93,11 +93,11 @@ def test_only_reentrant_checkpoints_pay_for_gradients_of_the_embeddings(reentran
 def test_an_answer_does_not_see_its_neighbours():
     samples = samples_of_three_prompts()
     policy = policy_of(make("llama"))
-    before = forward(policy, collate(samples, None, 0, "shared")).log_f
+    before = policy(collate(samples, None, 0, "shared")).log_f
     changed = samples[0].input_ids.copy()
     changed[4:] = (changed[4:] + 1) % VOCAB
     samples[0] = replace(samples[0], input_ids=changed)
-    after = forward(policy, collate(samples, None, 0, "shared")).log_f
+    after = policy(collate(samples, None, 0, "shared")).log_f
     assert (after[0] != before[0]).any()
     torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
 
@@ -118,8 +118,8 @@ def test_nothing_is_padded_where_no_prompt_occurs_twice():
     batch = collate(samples, None, 0, "shared")
     assert batch.input_ids.shape == (1, 9 + 2 + 3 + 3) and not batch.shared_row.repeats
     policy = policy_of(make("llama"))
-    expected = forward(policy, collate(samples, None, 0, "padded")).log_f
-    torch.testing.assert_close(forward(policy, batch).log_f, expected, rtol=1e-5, atol=1e-5)
+    expected = policy(collate(samples, None, 0, "padded")).log_f
+    torch.testing.assert_close(policy(batch).log_f, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
@@ -127,7 +127,7 @@ def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"].args[0]
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", plain)
     with pytest.raises(RuntimeError):
-        forward(policy, collate(samples_of_three_prompts(), None, 0, "shared"))
+        policy(collate(samples_of_three_prompts(), None, 0, "shared"))
 
 
 def test_eager_attention_cannot_share():
