@@ -376,7 +376,7 @@ class RunConfig:
 
     def _check_models(self) -> None:
         check_model_path(self.model.path, MODEL_FLAG)
-        if not self.objective.has_prior:
+        if "prior" in self.objective.hidden_groups:
             return
         ref, prior = self.ref.model_name_or_path, self.prior.model_name_or_path
         if ref and prior not in (None, ref):

@@ -133,10 +133,10 @@ class Setting:
 
 
 def settings_of(config: Any, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every setting of a config, or of a class of configs, in the order of its fields."""
-    hints = get_type_hints(config if isinstance(config, type) else type(config))
+    """Every setting of a config, in the order of its fields."""
+    hints = get_type_hints(type(config))
     for field in fields(config):
-        inner = _value_or_type(config, field, hints[field.name])
+        inner = getattr(config, field.name)
         below = (*path, field.name)
         if is_dataclass(inner):
             group = getattr(inner, "flag_group", field.name)
@@ -200,10 +200,6 @@ def _replace(config: Any, path: tuple[str, ...], value: Any) -> Any:
     name, *rest = path
     inner = _replace(getattr(config, name), tuple(rest), value) if rest else value
     return dataclasses.replace(config, **{name: inner})
-
-
-def _value_or_type(config: Any, field: dataclasses.Field, hint: Any) -> Any:
-    return hint if isinstance(config, type) else getattr(config, field.name)
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -19,7 +19,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.objectives.table import FAMILIES
 from pipa_openrlhf.settings import Setting, settings_of, updated
 
-TRAINING_MODULES = ("train", *(family.module for family in FAMILIES.values()))
+TRAINING_MODULES = tuple(dict.fromkeys(("train", *(family.module for family in FAMILIES.values()))))
 # Where the config of every other module is.
 _CONFIGS = {
     "inspect_data": "pipa_openrlhf.cli.inspect_data:InspectConfig",
@@ -79,7 +79,8 @@ def new_config(module: str | type, objective: str | None = None) -> Any:
     if module in _CONFIGS:
         place, _, name = _CONFIGS[module].partition(":")
         return getattr(importlib.import_module(place), name)()
-    own = next((name for name, family in FAMILIES.items() if family.module == module), None)
+    # `train` is nobody's own: it takes every family, and alone those without an entry point.
+    own = next((name for name, family in FAMILIES.items() if family.module == module != "train"), None)
     if objective is not None and objective not in FAMILIES:
         raise UserError(f"--{OBJECTIVE} {objective} is not one of {', '.join(FAMILIES)}")
     if own is not None and objective not in (None, own):

@@ -105,14 +105,12 @@ class ObjectiveConfig:
     Attributes:
         flag_group: prefix of its flags, and its name in the table.
         module: the entry point that trains it.
-        has_prior: False: no setting of the prior has a meaning.
         hidden_groups: groups of ``RunConfig`` that it has no use for.
         without_effect: flags that OpenRLHF's ``train_dpo`` has and that change nothing here.
     """
 
     flag_group: ClassVar[str] = "objective"
     module: ClassVar[str] = "train"
-    has_prior: ClassVar[bool] = True
     hidden_groups: ClassVar[tuple[str, ...]] = ()
     without_effect: ClassVar[tuple[str, ...]] = ()
 

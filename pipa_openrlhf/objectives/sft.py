@@ -15,7 +15,6 @@ class SftConfig(ObjectiveConfig):
 
     flag_group: ClassVar[str] = "sft"
     module: ClassVar[str] = "train_sft"
-    has_prior: ClassVar[bool] = False
     hidden_groups: ClassVar[tuple[str, ...]] = ("prior", "value")
     without_effect: ClassVar[tuple[str, ...]] = (
         *("model.beta", "model.ipo_enable", "model.label_smoothing", "model.nll_loss_coef"),

@@ -15,9 +15,9 @@ from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, token_we
 
 log = logging.getLogger(__name__)
 
-# Mean distance of a token's log-probs, in nats, that two ways to compute the same model may have.
 # Of the loss computed from equal log-probs: float32 sums.
 _EXACT = 1e-5
+# Mean distance of a token's log-probs, in nats, that two ways to compute the same model may have.
 _NOISE = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}
 
 

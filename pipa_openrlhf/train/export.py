@@ -287,7 +287,8 @@ def _one_line(error: Exception) -> str:
 def command_of(config: RunConfig) -> str:
     """The command of a run: what differs from the defaults, without the wandb key and the launcher's rank."""
     values, default = flatten(config), flatten(RunConfig(objective=type(config.objective)()))
-    words = []
+    module = config.objective.module
+    words = ["--objective", config.objective.flag_group] if module == "train" else []
     for one in settings_of(config):
         value = values[one.name]
         if value == default[one.name] or one.name in ("local_rank", "logger.wandb.run_name"):
@@ -299,4 +300,4 @@ def command_of(config: RunConfig) -> str:
         else:
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             words += [f"--{one.name}", "<hidden>" if one.name == "logger.wandb.key" else shown]
-    return f"python -m pipa_openrlhf.cli.{config.objective.module} {shlex.join(words)}"
+    return f"python -m pipa_openrlhf.cli.{module} {shlex.join(words)}"

@@ -78,6 +78,7 @@ def identify(config: RunConfig, objective: Objective, started: str | None = None
     roles = {one.name: one.spec.role for one in settings_of(config)}
     settings = {f"--{name}": value for name, value in values.items() if roles[name] == DECIDES}
     settings["module"] = config.objective.module
+    settings["objective"] = config.objective.flag_group
     settings["version of the computation"] = f"{RUN_VERSION}.{NUMERICS_VERSION}"
     return RunIdentity(
         settings=settings,

@@ -106,8 +106,8 @@ class PreferenceTrainer:
             KeyboardInterrupt: a callback wanted to stop; the running step was finished and checkpointed.
             UserError: the loss or the gradient became NaN or infinite.
         """
-        log = MetricsLog(self.config, self.position.step) if self.strategy.is_rank_0() else None
-        row: dict[str, float | None] = log.last if log is not None else {}
+        metrics_log = MetricsLog(self.config, self.position.step) if self.strategy.is_rank_0() else None
+        row: dict[str, float | None] = metrics_log.last if metrics_log is not None else {}
         bar = tqdm(
             total=self.total_steps,
             initial=self.position.step,
@@ -131,8 +131,8 @@ class PreferenceTrainer:
                     row, stopping = self._train_step(units, step_batches)
                     if self._is_due(self.config.eval.steps, every_epoch=True):
                         row.update({f"eval/{name}": value for name, value in self.evaluate().items()})
-                    if log is not None:
-                        log.write(row)
+                    if metrics_log is not None:
+                        metrics_log.write(row)
                     bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                     bar.update()
                     self._save_if_due(stopping)
@@ -142,8 +142,8 @@ class PreferenceTrainer:
             for callback in self.callbacks:
                 callback.on_train_end(self)
             bar.close()
-            if log is not None:
-                log.close()
+            if metrics_log is not None:
+                metrics_log.close()
         return row
 
     @torch.no_grad()

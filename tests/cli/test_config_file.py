@@ -1,5 +1,8 @@
 """A run from a YAML file, from its own config.yaml, and from Python: the same run as from the command line."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import yaml
 from tiny import read_jsonl, run_in_process
@@ -9,7 +12,10 @@ from pipa_openrlhf.config import AdamConfig, ModelConfig, RunConfig, TrainConfig
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.objectives.dpo import DpoConfig
 from pipa_openrlhf.objectives.kto import KtoConfig
+from pipa_openrlhf.objectives.pipa import PipaConfig
+from pipa_openrlhf.objectives.table import FAMILIES
 from pipa_openrlhf.settings import flatten, to_yaml, updated
+from pipa_openrlhf.train.export import command_of
 from pipa_openrlhf.train.run import train
 
 
@@ -110,3 +116,18 @@ def test_python_gives_the_run_of_the_command_line(small_run, tmp_path):
 def test_python_is_checked_like_the_command_line(config, flag):
     with pytest.raises(UserError, match=flag):
         train(config)
+
+
+@dataclass(frozen=True)
+class OwnConfig(PipaConfig):
+    """A family without an entry point of its own."""
+
+    flag_group: ClassVar[str] = "own"
+    module: ClassVar[str] = "train"
+
+
+def test_a_family_without_an_entry_point_leaves_train_to_the_others(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "own", OwnConfig)
+    assert parse("train", []).objective == PipaConfig()
+    assert parse("train", ["--objective", "own", "--own.clip_eps", "0.5"]).objective == OwnConfig(clip_eps=0.5)
+    assert "cli.train --objective own --own.clip_eps 0.5" in command_of(RunConfig(objective=OwnConfig(clip_eps=0.5)))
