@@ -72,8 +72,8 @@ def run_pipa(spec: Spec, gate: Gate) -> None:
     from pipa_openrlhf.cli.flags import parse
     from pipa_openrlhf.prior.cache import PriorCache
     from pipa_openrlhf.prior.fill import fill_from_policy
-    from pipa_openrlhf.train.callback import Callback
-    from pipa_openrlhf.train.run import train
+    from pipa_openrlhf.training.callback import Callback
+    from pipa_openrlhf.training.run import train
 
     class Rounds(Callback):
         """Waits where the loop begins and after every optimizer step."""
@@ -216,7 +216,7 @@ def _import_everything() -> None:
     """The same imports in every arm, before memory is looked at: an arm's figure is its models and activations."""
     import trl  # noqa: F401
 
-    import pipa_openrlhf.train.run  # noqa: F401
+    import pipa_openrlhf.training.run  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ __version__ = "0.1.0"
 # Imported at first use: the package itself is imported by commands that need no torch.
 _PUBLIC = {
     "RunConfig": "pipa_openrlhf.config",
-    "Result": "pipa_openrlhf.train.run",
-    "Callback": "pipa_openrlhf.train.callback",
+    "Result": "pipa_openrlhf.training.run",
+    "Callback": "pipa_openrlhf.training.callback",
 }
 __all__ = ["Callback", "Result", "RunConfig", "train"]
 
 
 def train(config, callbacks=()):
-    """See :func:`pipa_openrlhf.train.run.train`."""
-    from pipa_openrlhf.train.run import train as run
+    """See :func:`pipa_openrlhf.training.run.train`."""
+    from pipa_openrlhf.training.run import train as run
 
     return run(config, callbacks)
 

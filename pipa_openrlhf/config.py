@@ -159,7 +159,7 @@ class TrainConfig(SeedConfig):
         8, "one forward pass of a rank takes at most the tokens of that many longest sequences", least=1
     )
     batch_size: int = setting(128, "sequences of the global batch", least=1)
-    # More epochs go on, fewer are refused: see `train/identity.py`.
+    # More epochs go on, fewer are refused: see `training/identity.py`.
     max_epochs: int = free(1, "passes over the data", least=1)
     full_determinism_enable: bool = free(False, "deterministic kernels")
     group_by_length: bool | None = setting(

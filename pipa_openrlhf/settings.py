@@ -19,7 +19,7 @@ from pipa_openrlhf.errors import UserError
 
 Config = TypeVar("Config")
 
-# How a setting takes part in the identity of a run: see `train/identity.py`.
+# How a setting takes part in the identity of a run: see `training/identity.py`.
 DECIDES, MAY_CHANGE, BY_CONTENT = "decides", "may change", "by content"
 _NEGATIVE = "must not be negative"
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.train.callback import Callback
+from pipa_openrlhf.training.callback import Callback
 
 
 def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pipa_openrlhf.config import RunConfig
 def main(config: RunConfig) -> None:
     """Check the flags before anything heavy is imported, then train."""
     config.check()
-    from pipa_openrlhf.train.run import train
+    from pipa_openrlhf.training.run import train
 
     train(config, [StopOnSignals()])
 

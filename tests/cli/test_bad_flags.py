@@ -163,8 +163,8 @@ def test_value_head_of_another_model(small_run, tmp_path, capsys):
 def test_full_disk_is_one_line(small_run, tmp_path, capsys, monkeypatch, what):
     from safetensors import SafetensorError
 
-    from pipa_openrlhf.train import checkpoint, export
-    from pipa_openrlhf.train import metrics as metrics_log
+    from pipa_openrlhf.training import checkpoint, export
+    from pipa_openrlhf.training import metrics as metrics_log
 
     def full(*_args, **_options):
         if what == "metrics":

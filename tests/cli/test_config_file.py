@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tiny import read_jsonl, run_in_process
 
+import pipa_openrlhf
 from pipa_openrlhf.cli.flags import new_config, parse
 from pipa_openrlhf.config import AdamConfig, ModelConfig, RunConfig, TrainConfig
 from pipa_openrlhf.errors import UserError
@@ -15,8 +16,8 @@ from pipa_openrlhf.objectives.kto import KtoConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
 from pipa_openrlhf.objectives.table import FAMILIES
 from pipa_openrlhf.settings import flatten, to_yaml, updated
-from pipa_openrlhf.train.export import command_of
-from pipa_openrlhf.train.run import train
+from pipa_openrlhf.training.export import command_of
+from pipa_openrlhf.training.run import train
 
 
 def write(path, text: str) -> str:
@@ -98,7 +99,8 @@ def test_python_gives_the_run_of_the_command_line(small_run, tmp_path):
     words = small_run("out", **{"ckpt.save_steps": None})
     assert run_in_process("train_pipa", *words) == 0
     config = updated(parse("train_pipa", words), {"ckpt.output_dir": str(tmp_path / "python")})
-    result = train(config)
+    result = pipa_openrlhf.train(config)
+    assert pipa_openrlhf.train(updated(config, {"ckpt.load_enable": True})).steps == result.steps, "called twice"
     rows = read_jsonl(tmp_path / "python" / "metrics.jsonl")
     assert result.steps == len(rows) and result.metrics == rows[-1] and result.output_dir == config.ckpt.output_dir
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]

@@ -30,9 +30,9 @@ from pipa_openrlhf.objectives.objective import Objective
 from pipa_openrlhf.prior.cache import PriorCache
 from pipa_openrlhf.prior.fill import fill_from_policy, fill_from_separate_model, open_cache
 from pipa_openrlhf.settings import flatten, updated
-from pipa_openrlhf.train.callback import Callback
-from pipa_openrlhf.train.checks import report_trained
-from pipa_openrlhf.train.export import (
+from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.checks import report_trained
+from pipa_openrlhf.training.export import (
     MERGED_BASE,
     check_export,
     export_finished,
@@ -40,9 +40,9 @@ from pipa_openrlhf.train.export import (
     write_config,
     write_model_card,
 )
-from pipa_openrlhf.train.identity import Start, find_start
-from pipa_openrlhf.train.run_folder import check_output_dir, claim_folders, run_folders
-from pipa_openrlhf.train.trainer import PreferenceTrainer
+from pipa_openrlhf.training.identity import Start, find_start
+from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
+from pipa_openrlhf.training.trainer import PreferenceTrainer
 
 log = logging.getLogger(__name__)
 

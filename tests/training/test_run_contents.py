@@ -13,8 +13,8 @@ from tiny import make_tokenizer, run_in_process, run_module, train, write_jsonl
 
 from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.train import identity
-from pipa_openrlhf.train.identity import RunIdentity, Start
+from pipa_openrlhf.training import identity
+from pipa_openrlhf.training.identity import RunIdentity, Start
 
 QUICK = {"train.max_epochs": 1, "ckpt.save_steps": None}
 RESUME = "--ckpt.load_enable"

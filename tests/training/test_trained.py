@@ -9,7 +9,7 @@ from tiny import run_in_process, save_adapter, train, write_jsonl
 
 from pipa_openrlhf.model import build
 from pipa_openrlhf.model.loading import load_causal_lm
-from pipa_openrlhf.train.trainer import PreferenceTrainer
+from pipa_openrlhf.training.trainer import PreferenceTrainer
 
 MODULES = {
     "train_pipa": {},

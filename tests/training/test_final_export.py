@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, train
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.train import export
-from pipa_openrlhf.train import export as final_export
-from pipa_openrlhf.train import trainer as preference_trainer
+from pipa_openrlhf.training import export
+from pipa_openrlhf.training import export as final_export
+from pipa_openrlhf.training import trainer as preference_trainer
 
 GIGABYTE = 10**9
 NEVER = {"ckpt.save_steps": None}

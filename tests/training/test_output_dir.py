@@ -7,7 +7,7 @@ import shutil
 import pytest
 from tiny import run_in_process, save_adapter, train
 
-from pipa_openrlhf.train.run_folder import MANIFEST
+from pipa_openrlhf.training.run_folder import MANIFEST
 
 LORA = {"ds.lora.rank": 2}
 QUICK = {"train.max_epochs": 1, "ckpt.save_steps": 2}
@@ -63,7 +63,7 @@ def test_overwrite_leaves_what_it_did_not_write(small_run, tmp_path):
 
 
 def test_a_run_that_was_killed_is_overwritten_too(small_run, tmp_path, monkeypatch):
-    from pipa_openrlhf.train import run as run_file
+    from pipa_openrlhf.training import run as run_file
 
     def killed(folder, **_options):
         with open(os.path.join(folder, "model-00001-of-00002.safetensors"), "wb") as file:

@@ -4,7 +4,7 @@ Tests that compare two runs of today's code cannot see both of them drift. ``ref
 file holds what was computed once, and only the command line's flags and files are used to compute it again, so that
 it outlives any change inside. A change that is meant to alter losses makes it anew, in the repository's root:
 
-    OMP_NUM_THREADS=1 PYTHONPATH=.:tests python tests/train/test_reference_trajectories.py
+    OMP_NUM_THREADS=1 PYTHONPATH=.:tests python tests/training/test_reference_trajectories.py
 """
 
 import json

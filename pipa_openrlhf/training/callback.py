@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipa_openrlhf.train.trainer import PreferenceTrainer
+    from pipa_openrlhf.training.trainer import PreferenceTrainer
 
 
 class Callback:

@@ -21,7 +21,7 @@ from pipa_openrlhf.model.value_head import CONFIG_FILE, WEIGHTS_FILE
 from pipa_openrlhf.objectives.table import Objective
 from pipa_openrlhf.prior.key import NUMERICS_VERSION, file_sha256, weights_id
 from pipa_openrlhf.settings import BY_CONTENT, DECIDES, flatten, settings_of
-from pipa_openrlhf.train.checkpoint import newest_checkpoint, read_state
+from pipa_openrlhf.training.checkpoint import newest_checkpoint, read_state
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_model, make_tokenizer, train
 
-from pipa_openrlhf.train import run as run_file
+from pipa_openrlhf.training import run as run_file
 
 WIDTH = 24  # of the prior alone
 

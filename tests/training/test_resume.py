@@ -13,8 +13,8 @@ from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
 
-from pipa_openrlhf.train.checkpoint import EngineState
-from pipa_openrlhf.train.run_folder import MANIFEST
+from pipa_openrlhf.training.checkpoint import EngineState
+from pipa_openrlhf.training.run_folder import MANIFEST
 
 FULL = {}
 LORA = {"ds.lora.rank": 4, "ds.lora.dropout": 0.2}
@@ -288,7 +288,7 @@ def test_sft_and_evaluation_resume_too(small_run, tmp_path):
 def test_muon_is_stopped_without_a_checkpoint(small_run, tmp_path, capsys, monkeypatch):
     """Its momentum has no place in one: a signal ends the run in one clear line."""
     from pipa_openrlhf.settings import updated
-    from pipa_openrlhf.train import trainer
+    from pipa_openrlhf.training import trainer
 
     def not_to_be_called(*_args, **_options):
         raise AssertionError("a checkpoint was tried")

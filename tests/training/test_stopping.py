@@ -9,8 +9,8 @@ from pipa_openrlhf.cli import train_sft
 from pipa_openrlhf.cli.entry import StopOnSignals
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.train.callback import Callback
-from pipa_openrlhf.train.run import train
+from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.run import train
 
 SFT = {
     "prior.model_name_or_path": None,
@@ -99,7 +99,7 @@ def test_the_command_line_hands_its_signals_to_the_trainer(small_run, tmp_path, 
     import os
     import signal
 
-    from pipa_openrlhf.train.trainer import PreferenceTrainer
+    from pipa_openrlhf.training.trainer import PreferenceTrainer
 
     step_engine = PreferenceTrainer._step_engine
     steps = []

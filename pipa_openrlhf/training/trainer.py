@@ -21,11 +21,11 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, answers_of, count_batch
 from pipa_openrlhf.prior.cache import PriorCache
-from pipa_openrlhf.train.callback import Callback
-from pipa_openrlhf.train.checkpoint import load_checkpoint, save_checkpoint
-from pipa_openrlhf.train.checks import StartCheck, UpdateCheck
-from pipa_openrlhf.train.export import drop_old_exports
-from pipa_openrlhf.train.metrics import SUMS, MetricsLog, batch_sums, means
+from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.checkpoint import load_checkpoint, save_checkpoint
+from pipa_openrlhf.training.checks import StartCheck, UpdateCheck
+from pipa_openrlhf.training.export import drop_old_exports
+from pipa_openrlhf.training.metrics import SUMS, MetricsLog, batch_sums, means
 
 log = logging.getLogger(__name__)
 

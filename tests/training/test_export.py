@@ -18,8 +18,8 @@ import pipa_openrlhf
 from pipa_openrlhf.config import CheckpointConfig, ModelConfig, RunConfig
 from pipa_openrlhf.model.loading import load_causal_lm
 from pipa_openrlhf.model.own_forward import whole_rows
-from pipa_openrlhf.train import run as run_file
-from pipa_openrlhf.train.export import drop_old_exports
+from pipa_openrlhf.training import run as run_file
+from pipa_openrlhf.training.export import drop_old_exports
 
 LORA = {"ds.lora.rank": 4}
 PROMPT, ANSWER = [84, 10, 84, 30], [91, 20, 257]

@@ -31,7 +31,7 @@ from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.prior.key import file_sha256
-from pipa_openrlhf.train.checks import full_masters
+from pipa_openrlhf.training.checks import full_masters
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def save_checkpoint(
 
     Args:
         position: JSON-ready counters of the trainer; returned by :func:`load_checkpoint`.
-        identity: JSON-ready; what a run that resumes must have in common, see ``train/identity.py``.
+        identity: JSON-ready; what a run that resumes must have in common, see ``training/identity.py``.
     """
     state = EngineState(engine)
     tensors = {}

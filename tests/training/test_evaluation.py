@@ -32,7 +32,7 @@ def test_every_micro_batch_is_made_once_and_let_go(small_run, monkeypatch, modul
         def __del__(self):
             alive.pop()
 
-    from pipa_openrlhf.train.trainer import PreferenceTrainer
+    from pipa_openrlhf.training.trainer import PreferenceTrainer
 
     evaluate = PreferenceTrainer.evaluate
 

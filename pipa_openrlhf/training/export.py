@@ -27,7 +27,7 @@ from pipa_openrlhf.model.value_head import save_value_head
 from pipa_openrlhf.settings import flatten, settings_of, to_yaml, updated
 
 if TYPE_CHECKING:
-    from pipa_openrlhf.train.trainer import PreferenceTrainer
+    from pipa_openrlhf.training.trainer import PreferenceTrainer
 
 MERGED_BASE = "merged_base"
 _INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
