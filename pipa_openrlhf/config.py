@@ -70,7 +70,7 @@ class PriorConfig:
     """The frozen model that the policy is compared with."""
 
     model_name_or_path: str | None = by_content(None, "prior; unset: the policy at step 0", is_path=True)
-    cache_dir: str = free(user_cache_dir, "log-probs of priors, shared by runs", is_path=True)
+    cache_dir: str = free(user_cache_dir, "log-probs of priors, shared by runs", is_written=True)
 
 
 @dataclass(frozen=True)
@@ -241,11 +241,11 @@ class DeepSpeedConfig(NumericsConfig):
 class CheckpointConfig:
     """What is written, where and how often."""
 
-    output_dir: str = free("./ckpt", "where the model, metrics and card are written", is_path=True)
+    output_dir: str = free("./ckpt", "where the model, metrics and card are written", is_written=True)
     save_steps: int = free(-1, "checkpoint every K optimizer steps; -1: never")
     save_hf: bool = free(False, "also export the model at every checkpoint")
     disable_ds: bool = free(False, "no resumable checkpoints at save_steps")
-    path: str | None = free(None, "checkpoints; unset: <ckpt.output_dir>/checkpoints", is_path=True)
+    path: str | None = free(None, "checkpoints; unset: <ckpt.output_dir>/checkpoints", is_written=True)
     max_num: int = free(3, "checkpoints kept", least=1)
     max_mem: int = free(int(1e8), "GB of checkpoints kept")
     load_enable: bool = free(False, "resume from the newest whole checkpoint")
@@ -296,7 +296,7 @@ class LoggerConfig:
 
     logging_steps: int = free(1, "TensorBoard and wandb every K steps", least=1)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    tensorboard_dir: str | None = free(None, "TensorBoard folder", is_path=True)
+    tensorboard_dir: str | None = free(None, "TensorBoard folder", is_written=True)
 
 
 @dataclass(frozen=True)

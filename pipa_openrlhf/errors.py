@@ -11,6 +11,12 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def check_model_path(path: str, flag: str) -> None:
     """A path that looks local must hold a model or an adapter; anything else is left to the hub.
 

@@ -37,6 +37,7 @@ class Spec:
         flag: dotted name, where it is not the field's path.
         negation: last part of a second flag that turns a switch off.
         is_path: names a local file or folder, or a hub name.
+        is_written: a path that runs write to, so never a hub name.
         role: in the identity of a run.
     """
 
@@ -51,6 +52,7 @@ class Spec:
     flag: str | None = None
     negation: str | None = None
     is_path: bool = False
+    is_written: bool = False
     role: str = DECIDES
 
 
@@ -98,6 +100,20 @@ class Setting:
     def is_switch(self) -> bool:
         """True for a flag without a value, off unless given."""
         return self.type is bool and (self.default is False or self.spec.negation is not None)
+
+    @property
+    def negation(self) -> str:
+        """Name of the flag that turns a switch off."""
+        return ".".join([*self.name.split(".")[:-1], str(self.spec.negation)])
+
+    def words(self, value: Any) -> list[str]:
+        """``value`` as words of a command line; none for a switch that is off and has no flag for it."""
+        if self.is_switch:
+            return [f"--{self.name}"] if value else [f"--{self.negation}"] * bool(self.spec.negation)
+        if isinstance(value, list | tuple):
+            return [f"--{self.name}", *map(str, value)]
+        # One word: a value may begin with a dash.
+        return [f"--{self.name}={str(value).lower() if isinstance(value, bool) else value}"]
 
     def value(self, config: Any) -> Any:
         """Its value in ``config``."""
@@ -173,8 +189,11 @@ def to_yaml(config: Any) -> str:
         for group in groups:
             place = place.setdefault(group, {})
         value = one.value(config)
-        value = list(value) if isinstance(value, tuple) else value
-        place[leaf] = _absolute(value) if one.spec.is_path and isinstance(value, str) else value
+        if isinstance(value, str) and one.spec.is_written:
+            value = os.path.abspath(os.path.expanduser(value))
+        elif isinstance(value, str) and one.spec.is_path:
+            value = _absolute(value)
+        place[leaf] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
 
 
@@ -182,7 +201,7 @@ def _absolute(paths: str) -> str:
     """Comma-separated names; those of local files and folders, with or without ``@folder``, made absolute."""
     names = [name.strip() for name in paths.split(",")]
     if not all(os.path.exists(name.split("@")[0]) for name in names):
-        return os.path.abspath(paths) if paths.startswith("./") else paths
+        return paths
     return ",".join(map(os.path.abspath, names))
 
 

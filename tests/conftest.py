@@ -1,6 +1,5 @@
 """Fixtures that every part of the tests shares."""
 
-import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis  # noqa: E402
 import marks  # noqa: E402
 import pytest  # noqa: E402
-from tiny import flags, make_model, make_tokenizer, write_jsonl  # noqa: E402
+from tiny import flags, logged_lines, make_model, make_tokenizer, write_jsonl  # noqa: E402
 
 from pipa_openrlhf.cli.entry import show_log  # noqa: E402
 
@@ -37,12 +36,8 @@ ROWS = [
 def log_lines() -> Iterator[list[str]]:
     """Lines that the package logs during a test; they are printed too, as a command does."""
     show_log(rank=0)
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger("pipa_openrlhf").addHandler(handler)
-    yield lines
-    logging.getLogger("pipa_openrlhf").removeHandler(handler)
+    with logged_lines() as lines:
+        yield lines
 
 
 def pytest_collection_modifyitems(items):

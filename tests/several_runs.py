@@ -5,9 +5,26 @@ runs affordable.
 """
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 from tiny import run_in_process
+
+
+def run_on_two_ranks(runs: list, jobs: Path, timeout: int) -> None:
+    """Every [module, flags] of ``runs`` on two ranks, in one launch; ``jobs`` is a file to write them to."""
+    jobs.write_text(json.dumps(runs))
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", __file__, str(jobs)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
 
 if __name__ == "__main__":
     with open(sys.argv[1]) as file:

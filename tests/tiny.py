@@ -2,9 +2,12 @@
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -65,6 +68,20 @@ def save_adapter(base_folder, folder, seed: int) -> PeftModel:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     return model.eval()
+
+
+@contextmanager
+def logged_lines() -> Iterator[list[str]]:
+    """The lines that the package logs meanwhile."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("pipa_openrlhf")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def write_jsonl(path, rows: list[dict]) -> str:

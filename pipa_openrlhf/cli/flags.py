@@ -15,7 +15,7 @@ import yaml
 
 from pipa_openrlhf.cli.renamed_flags import RENAMED
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.objectives.table import FAMILIES
 from pipa_openrlhf.settings import Setting, settings_of, updated
 
@@ -117,8 +117,7 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
     if one.is_switch:
         parser.add_argument(f"--{one.name}", action="store_true", **options)
         if one.spec.negation:
-            group = one.name.rpartition(".")[0]
-            parser.add_argument(f"--{group}.{one.spec.negation}", action="store_false", **options)
+            parser.add_argument(f"--{one.negation}", action="store_false", **options)
         return
     if one.spec.choices:
         options["choices"] = list(one.spec.choices)
@@ -170,7 +169,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        reason = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"--config {path}{line}: not YAML ({reason}); write `name: value` lines") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: it holds no settings; write `name: value` lines")
@@ -193,14 +192,6 @@ def _words(path: str | None, in_file: dict[str, Any], shown: dict[str, Setting])
         if name not in shown:
             raise UserError(f"--config {path}: {name} is no setting of this command (see --help)")
         one = shown[name]
-        if one.is_switch:
-            if not isinstance(value, bool):
-                raise UserError(f"--config {path}: {name} is true or false, got {value!r}")
-            if value:
-                yield f"--{name}"
-            elif one.spec.negation:
-                yield f"--{name.rpartition('.')[0]}.{one.spec.negation}"
-        elif isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        else:
-            yield f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        if one.is_switch and not isinstance(value, bool):
+            raise UserError(f"--config {path}: {name} is true or false, got {value!r}")
+        yield from one.words(value)

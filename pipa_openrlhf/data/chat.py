@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 
 FLAG = "--data.tokenizer_chat_template"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -82,11 +82,6 @@ def apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
     texts, marks = cast(tuple[list[str], list[Spans]], rendered)  # transformers declares a string
     return texts[0], marks[0]
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read(given: str) -> str:

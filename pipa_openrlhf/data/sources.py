@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from pipa_openrlhf.data.fields import Cell
 from pipa_openrlhf.data.json_rows import read_json_rows
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
         except UserError:
             raise
         except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             if "Config name is missing" in reason:
                 raise _several_configs(name, path) from error
             if not reachable:

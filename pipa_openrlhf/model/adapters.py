@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 
 _PROBE_TOKENS = 8
 # Largest share of the logits' spread by which merging may change them: what rounding the merged weights does.
@@ -34,8 +34,7 @@ def adapter_base(path: str) -> tuple[str, str | None]:
     try:
         config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}/adapter_config.json is not a config of an adapter: {reason}") from error
+        raise UserError(f"{path}/adapter_config.json is not a config of an adapter: {first_line(error)}") from error
     base = config.base_model_name_or_path
     if not base:
         raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")

@@ -29,7 +29,7 @@ from transformers.utils.import_utils import (
 
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.upstream import patch_zero3_weight_mapping
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter, merge_adapter, root_model
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def load_tokenizer(
         if is_adapter(path):
             base, base_revision = adapter_base(path)
             return load_tokenizer(base, use_fast, trust_remote_code, padding_side, base_revision)
-        raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a tokenizer from {path}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path} has no eos token: set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -193,7 +193,7 @@ def load_causal_lm(
             **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     finally:
         del zero3
     return model
@@ -209,11 +209,7 @@ def empty_causal_lm(path: str, dtype: torch.dtype, trust_remote_code: bool = Fal
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
 def _reason(error: Exception) -> str:
     """The line that names the sizes where a tensor's differ, else the first."""
     lines = [line.strip() for line in str(error).split("\n")]
-    return next((line for line in lines if line.startswith("size mismatch")), _first_line(error))
+    return next((line for line in lines if line.startswith("size mismatch")), first_line(error))

@@ -12,7 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import base_model
 from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
 from pipa_openrlhf.model.shared_prompts import enable_shared_prompts, refuse_other_attention
@@ -170,7 +170,7 @@ def add_lora(
         # DeepSpeed keeps float32 masters itself, and ZeRO-3 needs all parameters of one dtype.
         model = get_peft_model(lm, config, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise UserError(f"--ds.lora.target_modules: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--ds.lora.target_modules: {first_line(error)}") from error
     if hasattr(base_model(model).get_output_embeddings(), "lora_A"):
         raise UserError("--ds.lora.target_modules: LoRA on the output head is not supported; leave it out")
     return model

@@ -21,7 +21,7 @@ from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.fit import check_lengths
 from pipa_openrlhf.model.own_forward import (
     can_run_eager,
@@ -179,10 +179,10 @@ class _Check:
         except Exception as failure:  # a model's code may stumble over anything
             if hasattr(next(self.policy.parameters()), "ds_id"):
                 raise UserError(
-                    f"{_FLAGS.get(layout, 'padded rows')}: the model fails ({_first_line(failure)}), and under ZeRO-3 "
-                    "nothing else can be tried after that: turn it off"
+                    f"{_FLAGS.get(layout, 'padded rows')}: the model fails ({_kind_and_line(failure)}), and under "
+                    "ZeRO-3 nothing else can be tried after that: turn it off"
                 ) from failure
-            error, reason = float("inf"), _first_line(failure)
+            error, reason = float("inf"), _kind_and_line(failure)
         return largest_of_ranks(self.strategy, error), reason
 
     def _shown(self, error: float) -> str:
@@ -214,5 +214,5 @@ class _NoDropout(TorchFunctionMode):
         return args[0] if function is F.dropout else function(*args, **(kwargs or {}))
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+def _kind_and_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

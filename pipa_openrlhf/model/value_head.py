@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 
 WEIGHTS_FILE = "value_head.safetensors"
 CONFIG_FILE = "value_head_config.json"
@@ -57,6 +57,7 @@ def load_value_head(folder: str, dtype: torch.dtype) -> ValueHead:
         head = ValueHead(sizes["input_size"], sizes["hidden_size"], dtype)
         head.load_state_dict(load_file(weights))
     except (RuntimeError, SafetensorError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{weights} with {CONFIG_FILE} is not a value head of this package: {reason}") from error
+        raise UserError(
+            f"{weights} with {CONFIG_FILE} is not a value head of this package: {first_line(error)}"
+        ) from error
     return head

@@ -17,7 +17,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.model.loading import only_from_disk
 
@@ -70,9 +70,8 @@ def weights_id(path: str, memory_dir: str, revision: str | None = None) -> str:
         try:
             found = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
         except OSError as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"cannot find a model at {path}{f' ({revision})' if revision else ''}: {reason}"
+                f"cannot find a model at {path}{f' ({revision})' if revision else ''}: {first_line(error)}"
             ) from error
         config = cast(str, found)  # None only where it is told not to raise
         commit = extract_commit_hash(config, None)

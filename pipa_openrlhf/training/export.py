@@ -18,7 +18,7 @@ from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.devices import dtype_of
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import is_adapter, merge
 from pipa_openrlhf.model.loading import empty_causal_lm, load_causal_lm
 from pipa_openrlhf.model.policy import Policy, add_lora
@@ -223,7 +223,7 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             tokenizer.save_pretrained(trial)
     except Exception as error:  # of any library that writes a file of the export
         raise UserError(
-            f"the model could not be exported to {output_dir} at the end of the run: {_one_line(error)}"
+            f"the model could not be exported to {output_dir} at the end of the run: {first_line(error)}"
         ) from error
     needed = base_bytes
     if exports_adapter:
@@ -250,7 +250,7 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
         rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"
         if is_safe:
             rescue = f"the weights are in {checkpoint}: put it right and give the same command with --ckpt.load_enable"
-        raise UserError(f"the export to {config.ckpt.output_dir} failed ({_one_line(error)}); {rescue}") from error
+        raise UserError(f"the export to {config.ckpt.output_dir} failed ({first_line(error)}); {rescue}") from error
     asked_for = config.ckpt.save_steps != -1 and trainer.position.step % config.ckpt.save_steps == 0
     if is_safe and not asked_for and trainer.strategy.is_rank_0():
         shutil.rmtree(checkpoint)
@@ -279,11 +279,6 @@ def _check_space(needs: list[tuple[str, int]]) -> None:
             )
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def command_of(config: RunConfig) -> str:
     """The command of a run: what differs from the defaults, without the wandb key and the launcher's rank."""
     values, default = flatten(config), flatten(RunConfig(objective=type(config.objective)()))
@@ -291,13 +286,6 @@ def command_of(config: RunConfig) -> str:
     words = ["--objective", config.objective.flag_group] if module == "train" else []
     for one in settings_of(config):
         value = values[one.name]
-        if value == default[one.name] or one.name in ("local_rank", "logger.wandb.run_name"):
-            continue
-        if one.is_switch:
-            words.append(f"--{one.name}" if value else f"--{one.name.rpartition('.')[0]}.{one.spec.negation}")
-        elif isinstance(value, list | tuple):
-            words += [f"--{one.name}", *map(str, value)]
-        else:
-            shown = str(value).lower() if isinstance(value, bool) else str(value)
-            words += [f"--{one.name}", "<hidden>" if one.name == "logger.wandb.key" else shown]
+        if value != default[one.name] and one.name not in ("local_rank", "logger.wandb.run_name"):
+            words += one.words("<hidden>" if one.name == "logger.wandb.key" else value)
     return f"python -m pipa_openrlhf.cli.{module} {shlex.join(words)}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.settings import flatten
 
@@ -164,8 +164,9 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         try:
             tokenizer.save_pretrained(folder)
         except Exception as error:  # of any library that writes a tokenizer
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"the tokenizer could not be exported at the end of the run: {reason}") from error
+            raise UserError(
+                f"the tokenizer could not be exported at the end of the run: {first_line(error)}"
+            ) from error
         return os.listdir(folder)
 
 

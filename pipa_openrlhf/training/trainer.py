@@ -139,11 +139,11 @@ class PreferenceTrainer:
                     for callback in self.callbacks:
                         callback.on_step_end(self, row)
         finally:
-            for callback in self.callbacks:
-                callback.on_train_end(self)
             bar.close()
             if metrics_log is not None:
                 metrics_log.close()
+            for callback in self.callbacks:
+                callback.on_train_end(self)
         return row
 
     @torch.no_grad()

@@ -32,10 +32,11 @@ class LabelConfig:
 def main(config: LabelConfig) -> None:
     """Label every answer and print how many steps are right."""
     for name in ("answers", "problems", "output"):
-        if getattr(config, name) is None:
+        path = getattr(config, name)
+        if path is None:
             raise UserError(f"--{name} is required")
-    if not os.path.isfile(config.answers):
-        raise UserError(f"--answers {config.answers}: no such file")
+        if name != "output" and not os.path.isfile(path):
+            raise UserError(f"--{name} {path}: no such file")
     problems = read_problems(config.problems)
     require_steps(problems, config.problems)
     worked = {problem.problem_id: problem.steps for problem in problems}

@@ -47,6 +47,21 @@ def test_a_config_comes_back_from_its_yaml(tmp_path, changes):
     assert flatten(parse("train_pipa", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
 
 
+def test_paths_in_the_file_mean_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
+    changes = {
+        "ckpt.output_dir": "out",
+        "ckpt.path": "not/there",
+        "data.dataset": "rows.jsonl",
+        "eval.dataset": "hub/rows",
+    }
+    written = yaml.safe_load(to_yaml(updated(new_config("train_pipa"), changes)))
+    assert written["ckpt"]["output_dir"] == str(tmp_path / "out")
+    assert written["ckpt"]["path"] == str(tmp_path / "not" / "there")
+    assert written["data"]["dataset"] == str(tmp_path / "rows.jsonl") and written["eval"]["dataset"] == "hub/rows"
+
+
 def test_the_file_names_the_objective(tmp_path):
     path = write(tmp_path / "c.yaml", to_yaml(RunConfig(objective=KtoConfig(step_loss="per_step"))))
     assert parse("train", ["--config", path]).objective == KtoConfig(step_loss="per_step")
@@ -132,4 +147,4 @@ def test_a_family_without_an_entry_point_leaves_train_to_the_others(monkeypatch)
     monkeypatch.setitem(FAMILIES, "own", OwnConfig)
     assert parse("train", []).objective == PipaConfig()
     assert parse("train", ["--objective", "own", "--own.clip_eps", "0.5"]).objective == OwnConfig(clip_eps=0.5)
-    assert "cli.train --objective own --own.clip_eps 0.5" in command_of(RunConfig(objective=OwnConfig(clip_eps=0.5)))
+    assert "cli.train --objective own --own.clip_eps=0.5" in command_of(RunConfig(objective=OwnConfig(clip_eps=0.5)))

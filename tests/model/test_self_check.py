@@ -1,6 +1,5 @@
 """The self-check sees a fault planted in each layout, in the attention, in the logits, in the cache and in lengths."""
 
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import transformers
 from test_every_architecture import actor_of, run_flags, samples_of_a_run
 from test_output_head import make
-from tiny import make_model, run_in_process, train
+from tiny import logged_lines, make_model, run_in_process, train
 
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model import output_head, policy, self_check
@@ -21,14 +20,10 @@ VOCAB = 97
 
 def choose(model, shared=True, packed=True, samples=None, dtype=torch.float32):
     """The actor with its layout, and the lines said."""
-    lines: list[str] = []
     strategy = SimpleNamespace(all_reduce=lambda tensor, op: tensor)
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger("pipa_openrlhf").addHandler(handler)
     actor = actor_of(model.to(dtype))
-    choose_layout(run_flags(shared, packed), actor, samples or samples_of_a_run(0), strategy, 0)
-    logging.getLogger("pipa_openrlhf").removeHandler(handler)
+    with logged_lines() as lines:
+        choose_layout(run_flags(shared, packed), actor, samples or samples_of_a_run(0), strategy, 0)
     return actor, lines
 
 

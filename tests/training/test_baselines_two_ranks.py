@@ -1,12 +1,9 @@
 """Every objective end to end on two ranks: the same losses, gradient norms and reference points as on one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from several_runs import run_on_two_ranks
 from tiny import flags, read_jsonl, train, write_jsonl
 
 # Unequal lengths, two answers to some problems, one to others; five pairs and seven single answers.
@@ -58,17 +55,7 @@ def two_rank_runs(tiny_models, tmp_path_factory):
         }
         return module, flags(values)
 
-    jobs = root / "jobs.json"
-    jobs.write_text(json.dumps([make(name, "two") for name in RUNS]))
-    script = Path(__file__).parents[1] / "several_runs.py"
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), str(jobs)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_two_ranks([make(name, "two") for name in RUNS], root / "jobs.json", timeout=300)
     return make, root
 
 

@@ -8,9 +8,6 @@ it outlives any change inside. A change that is meant to alter losses makes it a
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from several_runs import run_on_two_ranks
 from tiny import flags, make_model, make_tokenizer, read_jsonl, train, write_jsonl
 
 RECORD = Path(__file__).with_name("reference_trajectories.json")
@@ -157,26 +155,13 @@ def trajectory(rows: list[dict]) -> dict[str, list[float]]:
 
 def run_two_ranks(root: Path) -> None:
     """Every run on two ranks, in one launch: starting torch takes longer than a run."""
-    jobs = root / "jobs.json"
-    jobs.write_text(
-        json.dumps(
-            [
-                command(root, objective, layout)
-                for layout, (ranks, _, objectives) in LAYOUTS.items()
-                if ranks == 2
-                for objective in objectives
-            ]
-        )
-    )
-    script = Path(__file__).parents[1] / "several_runs.py"
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), str(jobs)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    runs = [
+        command(root, objective, layout)
+        for layout, (ranks, _, objectives) in LAYOUTS.items()
+        if ranks == 2
+        for objective in objectives
+    ]
+    run_on_two_ranks(runs, root / "jobs.json", timeout=600)
 
 
 @pytest.fixture(scope="module")
