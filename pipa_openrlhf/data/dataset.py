@@ -13,6 +13,7 @@ from pipa_openrlhf.config import DataConfig, SeedConfig
 from pipa_openrlhf.data.chat import use_chat_template
 from pipa_openrlhf.data.layouts import read_records
 from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.render import fill_template
 from pipa_openrlhf.data.sources import Rows, read_rows
 from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
@@ -126,18 +127,8 @@ def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
         template = None
     if template is not None and "\\n" in template:
         log.info("--data.input_template holds a backslash and an n, not a newline; in bash a newline is $'\\n'")
-    if template is not None:
-        _try_template(template)
+    fill_template("", template)  # a mistake in it shows before any row is read
     return replace(flags, input_template=template)
-
-
-def _try_template(template: str) -> None:
-    try:
-        template.format("")
-    except (IndexError, KeyError, ValueError) as error:
-        raise UserError(
-            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
-        ) from None
 
 
 def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:

@@ -237,6 +237,22 @@ def _find_message(message: dict, text: str, spans: Spans, position: int, exact: 
     raise Unusable(REWRITES_STEPS if exact else LEAVES_OUT)
 
 
+def fill_template(prompt: str, input_template: str | None) -> str:
+    """The prompt in ``--data.input_template``; a template without ``{}`` is not used.
+
+    Raises:
+        UserError: it is no format string with one ``{}``.
+    """
+    if input_template is None or "{}" not in input_template:
+        return prompt
+    try:
+        return input_template.format(prompt)
+    except (IndexError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
+        ) from error
+
+
 def prompt_text(
     question: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -245,21 +261,12 @@ def prompt_text(
 ) -> str:
     """The question in the chat template, or else in ``input_template``, or else as it is.
 
-    As in training, a template without ``{}`` is not used.
-
     Raises:
-        UserError: the chat template refuses the question, or ``input_template`` is no format string with one ``{}``.
+        UserError: the chat template refuses the question, or the input template cannot be filled.
     """
     if apply_chat_template:
         try:
             return apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
         except Unusable as reason:
             raise UserError(f"{reason}; give --data.tokenizer_chat_template, or change the question") from reason
-    if input_template is None or "{}" not in input_template:
-        return question
-    try:
-        return input_template.format(question)
-    except (IndexError, KeyError, ValueError) as error:
-        raise UserError(
-            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
-        ) from error
+    return fill_template(question, input_template)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.render import fill_template
 
 ADD_THE_FLAG = "add --data.apply_chat_template, or give text"
 
@@ -72,7 +73,7 @@ def join(prompt: str | list[dict] | None, answer: Answer, flags: DataConfig, whe
     if answer.messages is not None:
         fields.refuse(where, f"{answer.name!r} holds messages", ADD_THE_FLAG)
     if isinstance(prompt, str):
-        return Conversation(_fill_template(prompt, flags.input_template), answer, identity=prompt)
+        return Conversation(fill_template(prompt, flags.input_template), answer, identity=prompt)
     return Conversation("", answer, identity=where)
 
 
@@ -114,10 +115,6 @@ def join_rejected(
         problem = f"{rejected.name!r} does not start with the prompt of {chosen.answer.name!r}"
         fields.refuse(where, problem, "make their messages before the answer the same")
     return Conversation(chosen.prompt, Answer(rejected.name, rejected.steps, rest), chosen.identity)
-
-
-def _fill_template(prompt: str, input_template: str | None) -> str:
-    return input_template.format(prompt) if input_template else prompt
 
 
 def canonical_json(messages: list[dict]) -> str:
