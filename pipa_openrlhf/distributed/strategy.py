@@ -12,6 +12,7 @@ import torch
 import transformers
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -61,6 +62,7 @@ class Strategy(DeepspeedStrategy):
         if on_cpu():
             # DeepSpeed would compile its shared-memory collective here, which needs a compiler; gloo does without.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            _wait_for_every_gather()
         else:
             get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
         deepspeed.init_distributed(timeout=timeout)
@@ -98,7 +100,6 @@ class Strategy(DeepspeedStrategy):
         )
         # DeepSpeed allocates the whole bucket, a gigabyte by default, even where LoRA's gradients fill a tenth of it.
         config["zero_optimization"]["reduce_bucket_size"] = min(self.num_trained, LARGEST_BUCKET)
-        _wait_for_every_gather(config)
         # At ZeRO-1 it would bring in another optimizer, see _accumulate_in_float32.
         config["data_types"]["grad_accum_dtype"] = self._gradient_dtype() if self.stage != 1 else None
         return config
@@ -120,7 +121,6 @@ class Strategy(DeepspeedStrategy):
         """Upstream's inference config with the same nominal batch."""
         config = super().get_ds_eval_config(offload)
         config.update(train_micro_batch_size_per_gpu=1, train_batch_size=self.world_size)
-        _wait_for_every_gather(config)
         return config
 
     def _get_model_parameters(self, model: torch.nn.Module, *, optim: str | None = None, weight_decay: float = 0.0):
@@ -189,14 +189,21 @@ class Strategy(DeepspeedStrategy):
         dist.barrier()
 
 
-def _wait_for_every_gather(config: dict) -> None:
+def _wait_for_every_gather() -> None:
     """Keep ZeRO-3 from computing with weights that are still on their way.
 
     After an update DeepSpeed 0.19.6 gathers many parameters at once and waits for the last gather only. That is enough
-    on an accelerator's stream; gloo's gathers finish in any order.
+    on an accelerator's stream; gloo's gathers finish in any order. One at a time, each is the last.
     """
-    if on_cpu():
-        config["zero_optimization"]["stage3_allgather_sequential"] = True
+    gather = Init._allgather_params_coalesced
+    if gather.__module__ == __name__:
+        return
+
+    def one_by_one(self, param_list, hierarchy=0, quantize=False) -> None:
+        for parameter in param_list:
+            gather(self, [parameter], hierarchy, quantize)
+
+    Init._allgather_params_coalesced = one_by_one
 
 
 def _accumulate_in_float32(optimizer) -> None:
