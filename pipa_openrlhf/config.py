@@ -113,14 +113,35 @@ class DataConfig(TemplateConfig):
     dataset_probs: str | None = by_content(None, "sampling probabilities of several data sets")
     dataset_split: str = by_content("train", "split")
     max_samples: int = by_content(1000000, "most rows read of a data set", least=1)
-    prompt_key: str | None = by_content(None, "prompt column; unset: `prompt` where present")
+    prompt_key: str | None = by_content(None, "prompt column; unset: `prompt` or another usual name")
     chosen_key: str = by_content("chosen", "column of the better answer")
     rejected_key: str = by_content("rejected", "column of the worse answer")
+    input_key: str | None = by_content(None, "single answers: prompt column, or whole conversation without output_key")
+    output_key: str | None = by_content(None, "single answers: answer column")
+    label_key: str | None = by_content(
+        None, "label of the whole answer; unset: `label` beside single answers, `answer_label` beside steps"
+    )
     max_len: int = by_content(512, "longest prompt + answer in tokens; longer ones are dropped", least=2)
-    format: str = by_content(
+    format: str = by_content("auto", "layout of the rows, see docs/data.md; auto: decided by columns and values")
+    layout_module: str | None = by_content(None, "Python file with a layout of your own", is_path=True)
+    allow_empty_prompt: bool = free(False, "take data whose prompts are empty")
+    prefixes: str = by_content(
         "auto",
-        "columns of the data; auto: decided by their names",
-        choices=("auto", "unpaired", "paired", "stepwise", "alphamath"),
+        "true: a row of steps is the beginning of an answer, unless it ends in a final answer; auto: where rows "
+        "continue each other",
+        choices=("auto", "true", "false"),
+    )
+    neutral_step: str = by_content(
+        "mask", "what a step rated neutral is; mask: outside every loss", choices=("mask", "positive", "negative")
+    )
+    after_first_error: str = by_content(
+        "negative", "what the steps after the first wrong one are", choices=("negative", "mask")
+    )
+    placeholder_token: str | None = by_content(
+        None, "text that marks the end of a step; unset: the usual ones are looked for"
+    )
+    whole_answers: bool = by_content(
+        False, "Step-DPO: take full_chosen and full_rejected, not the one step that differs"
     )
     annotation: str = by_content("answer", "label of a token: its answer's or its step's", choices=("answer", "step"))
     pairing: str = by_content(
@@ -129,7 +150,9 @@ class DataConfig(TemplateConfig):
         "match: match right and wrong answers of a problem too, drop the rest",
         choices=("auto", "given", "match"),
     )
-    step_threshold: float = by_content(0.5, "Q at or above it makes a step of a wrong answer right", least=-1, most=1)
+    step_threshold: float = by_content(
+        0.5, "a value (Q, a share, a score) at or above it makes a step right", least=-1, most=1
+    )
     step_separator: str = by_content("\n", "text between steps; \\n and \\t are understood", parse=unescaped)
     mask_tool_output: bool = by_content(
         True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)"
@@ -142,6 +165,8 @@ class DataConfig(TemplateConfig):
         names = dataset_names(self.dataset)
         if self.dataset_probs is not None:
             parse_probabilities(self.dataset_probs, len(names))
+        if self.output_key and not self.input_key:
+            raise UserError("--data.output_key needs --data.input_key, the column of the prompt")
 
 
 @dataclass(frozen=True)

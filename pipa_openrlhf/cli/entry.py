@@ -1,5 +1,6 @@
 """What every entry point does around its own work: parse, run, and end in one readable line."""
 
+import contextlib
 import glob
 import hashlib
 import logging
@@ -50,6 +51,8 @@ def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] |
 
 # Ranks of one run meet the same mistake within this many seconds.
 _SECONDS = 60
+# Seconds to wait for the line of another one.
+_PATIENCE = 3
 
 
 def show_error(message: str) -> None:
@@ -57,28 +60,47 @@ def show_error(message: str) -> None:
 
     A mistake of one rank only, such as a file that one node lacks, is shown like any other.
     """
+    line, mark = message, None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if not _is_first_on_this_host(message):
+        line = f"{message} (rank {os.environ.get('RANK')} on {socket.gethostname()})"
+        mark = _mark_of(message)
+        if not _is_first(mark) and _is_shown(mark):
             return
-        message = f"{message} (rank {os.environ.get('RANK')} on {socket.gethostname()})"
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)
+    if mark is not None:
+        with contextlib.suppress(OSError), open(mark, "w") as file:
+            file.write("shown")
 
 
-def _is_first_on_this_host(message: str) -> bool:
-    # Ranks that failed cannot talk to each other any more, or not yet: an empty file stands for the line.
+def _mark_of(message: str) -> str:
+    """A file that stands for the line: ranks that failed cannot talk to each other any more, or not yet."""
     prefix = os.path.join(tempfile.gettempdir(), "pipa_openrlhf_error_")
     for stale in glob.glob(glob.escape(prefix) + "*"):
         _remove_if_old(stale)
     run = (os.getppid(), os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
-    digest = hashlib.sha256(f"{run} {message}".encode()).hexdigest()[:32]
+    return prefix + hashlib.sha256(f"{run} {message}".encode()).hexdigest()[:32]
+
+
+def _is_first(mark: str) -> bool:
     try:
-        os.close(os.open(prefix + digest, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         return False
     except OSError:
         return True
     return True
+
+
+def _is_shown(mark: str) -> bool:
+    """Whether the rank that was first showed the line: a launcher kills the others as soon as one has ended."""
+    end = time.time() + _PATIENCE
+    while time.time() < end:
+        with contextlib.suppress(OSError):
+            if os.stat(mark).st_size:
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def _remove_if_old(path: str) -> None:

@@ -3,7 +3,6 @@
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import DataConfig, SeedConfig
 from pipa_openrlhf.data.chat import use_chat_template
-from pipa_openrlhf.data.layouts import read_records
+from pipa_openrlhf.data.layouts import SAMPLE_SIZE, check_prompts, choose_reading
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template
-from pipa_openrlhf.data.sources import Rows, read_rows
+from pipa_openrlhf.data.sources import read_rows
 from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
 
@@ -65,7 +64,6 @@ def load_samples(
     max_samples: int | None = None,
     pairs_only: bool = False,
     keep: str = "all",
-    rename: Callable[[Rows], Rows] = lambda rows: rows,
 ) -> LoadedData:
     """Read, check, tokenise, pair and filter a data set as the flags say.
 
@@ -74,7 +72,6 @@ def load_samples(
         max_samples: unset: ``--data.max_samples``.
         pairs_only: the objective compares pairs.
         keep: ``positive``, ``negative`` or ``all`` answers.
-        rename: gives rows the columns that the layouts know.
 
     Raises:
         UserError: the data or a data flag cannot be used, or nothing is left of the data.
@@ -82,10 +79,9 @@ def load_samples(
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
     rows = read_rows(dataset, probs, split, limit, config.train.seed, config.use_ms)
-    rows = rename(rows)
-    name, records = read_records(rows, flags)
-    why = "by its columns" if flags.format == "auto" else "by --data.format"
-    log.info(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
+    reading = choose_reading(rows[:SAMPLE_SIZE], str(dataset), flags)
+    records = [record for index, (where, row) in enumerate(rows) for record in reading.records(row, where, index)]
+    check_prompts(sum(not record.prompt for record in records), len(records), str(dataset), flags)
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
     if pairing == "given" and any(record.pair_id is None for record in records):
         raise UserError(
@@ -111,7 +107,7 @@ def load_samples(
     if pairing != "auto":
         samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
     samples = _keep(samples, keep, str(dataset), counts)
-    return LoadedData(samples, counts, name, len(records), Counter(one.label_source for one in records))
+    return LoadedData(samples, counts, reading.layout, len(records), Counter(one.label_source for one in records))
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:

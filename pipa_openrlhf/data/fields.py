@@ -5,13 +5,17 @@ from typing import Any, NoReturn, TypeGuard
 
 from pipa_openrlhf.errors import UserError
 
-# A CSV file has no other way to write a label.
-_CELL_LABELS = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
+# A label, in lower case. The signs are Math-Shepherd's, the words those of public data.
+_TEXT_LABELS = {
+    **dict.fromkeys(("true", "1", "1.0", "+", "positive", "correct", "right", "good", "yes"), 1),
+    **dict.fromkeys(("false", "0", "0.0", "-1", "-1.0", "-", "negative", "incorrect", "wrong", "bad", "no"), 0),
+}
+# What makes messages: OpenAI's keys, and ShareGPT's with their names of the roles.
+_ROLES = {
+    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
+    **{"observation": "tool"},
+}
 _NAMES = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-
-
-class Cell(str):
-    """A text from a CSV file; a label may be written so, in other files a label is no text."""
 
 
 def refuse(where: str, problem: str, remedy: str) -> NoReturn:
@@ -52,21 +56,78 @@ def text(value: object, name: str, where: str, *, may_be_empty: bool = False) ->
 
 
 def label(value: object, name: str, where: str) -> int:
-    """true/false, 1/0 or 1.0/0.0; in CSV the same as text."""
-    if isinstance(value, Cell):
-        value = _CELL_LABELS.get(value.strip().lower(), value)
-    if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-        refuse(where, f"{name!r} is {show(value)}", "a label is true/false or 1/0")
-    return int(value)
+    """1 for true, 1, 1.0, "true", "+" and the like, 0 for false, 0, -1, "false", "-" and the like."""
+    if isinstance(value, str) and value.strip().lower() in _TEXT_LABELS:
+        return _TEXT_LABELS[value.strip().lower()]
+    if not isinstance(value, (bool, int, float)) or value not in (-1, 0, 1):
+        refuse(where, f"{name!r} is {show(value)}", 'a label is true/false, 1/0 (or -1), or "+"/"-"')
+    return int(value == 1)
 
 
-def labels(value: object, name: str, num_steps: int, where: str) -> list[int]:
-    """One label a step."""
+def is_label(value: object) -> bool:
+    """Whether :func:`label` reads it."""
+    if isinstance(value, str):
+        return value.strip().lower() in _TEXT_LABELS
+    return isinstance(value, (bool, int, float)) and value in (-1, 0, 1)
+
+
+def score(value: object, name: str, where: str, threshold: float) -> int:
+    """A label, or a number (in a CSV file, its text): 1 from ``threshold`` on."""
+    if isinstance(value, str) and value.strip().lower() not in _TEXT_LABELS:
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, float) and math.isfinite(value) and value not in (-1, 0, 1):
+        return int(value >= threshold)
+    return label(value, name, where)
+
+
+def labels(
+    value: object, name: str, num_steps: int, where: str, threshold: float = 0.5, neutral: str = "mask"
+) -> list[int | None]:
+    """One label a step.
+
+    Args:
+        threshold: labels that are numbers between are 1 from there on.
+        neutral: what 0 is beside a -1: ``positive``, ``negative`` or ``mask`` (None).
+    """
     if not isinstance(value, list):
         refuse(where, f"{name!r} is {show(value)}", "give a list with one label (1/0) a step")
     if len(value) != num_steps:
         refuse(where, f"{len(value)} {name!r} for {num_steps} steps", "give one label a step")
-    return [label(item, f"{name}[{index}]", where) for index, item in enumerate(value)]
+    signed = any(isinstance(item, (int, float)) and item == -1 for item in value)
+    return [
+        NEUTRAL[neutral]
+        if signed and item == 0 and not isinstance(item, bool)
+        else score(item, f"{name}[{index}]", where, threshold)
+        for index, item in enumerate(value)
+    ]
+
+
+# By the value of --data.neutral_step.
+NEUTRAL: dict[str, int | None] = {"positive": 1, "negative": 0, "mask": None}
+
+
+def weight(row: dict, where: str) -> float:
+    """The row's ``weight``, 1.0 where there is none."""
+    value = row.get("weight")
+    if value is None:
+        return 1.0
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        refuse(where, f"'weight' is {show(value)}", "give a number from 0 on")
+    return float(value)
+
+
+def optional_text(row: dict, name: str, where: str) -> str:
+    """A column's text; "" where it is missing or null."""
+    value = row.get(name)
+    return "" if value is None else text(value, name, where, may_be_empty=True)
 
 
 def steps(value: list, name: str, where: str) -> list[str]:
@@ -76,29 +137,56 @@ def steps(value: list, name: str, where: str) -> list[str]:
     return [text(item, f"{name}[{index}]", where) for index, item in enumerate(value)]
 
 
-def is_messages(value: object) -> TypeGuard[list]:
-    """True for a list that starts like chat messages (an empty list is no conversation)."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def is_messages(value: object) -> TypeGuard[list | dict]:
+    """True for a message, and for a list that starts like messages (an empty list is no conversation)."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and (isinstance(value, list) or _is_message(first))
 
 
-def messages(value: list, name: str, where: str) -> list[dict]:
-    """Chat messages with role and content; keys that are null are left out at any depth, as Parquet adds them.
+def _is_message(value: dict) -> bool:
+    return ("role" in value and "content" in value) or ("from" in value and "value" in value)
 
-    The content of a message with tool calls may be null, and stays so.
+
+def messages(value: list | dict, name: str, where: str) -> list[dict]:
+    """Chat messages with role and content, from a list or a single one, with OpenAI's keys or ShareGPT's.
+
+    Content in text parts is joined. Keys that are null are left out at any depth, as Parquet adds them. The content of
+    a message with tool calls may be null, and stays so.
     """
-    for index, message in enumerate(value):
+    found = []
+    for index, message in enumerate(value if isinstance(value, list) else [value]):
         place = f"{name}[{index}]"
         if not isinstance(message, dict):
             refuse(where, f"{place!r} is {show(message)}", "a message is an object with 'role' and 'content'")
-        text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
-        calls = message.get("tool_calls")
-        if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
-            refuse(
-                where, f"'{place}.tool_calls' is {show(calls)}", "give a list of calls, each with a function's name"
-            )
-        if message.get("content") is not None or not calls:
-            text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)
-    return [{**_without_nulls(message), "content": message.get("content")} for message in value]
+        found.append(_message(message, place, where))
+    return found
+
+
+def _message(message: dict, place: str, where: str) -> dict:
+    if "from" in message and "value" in message and "role" not in message:
+        others = {key: item for key, item in message.items() if key not in ("from", "value")}
+        role = _ROLES.get(message["from"], message["from"])
+        message = {"role": role, "content": message["value"], **others}
+    text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+        refuse(where, f"'{place}.tool_calls' is {show(calls)}", "give a list of calls, each with a function's name")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = _join_parts(content, place, where)
+    elif content is not None or not calls:
+        text(column(message, "content", f"{where}: {place}"), f"{place}.content", where, may_be_empty=True)
+    return {**_without_nulls(message), "content": content}
+
+
+def _join_parts(parts: list, place: str, where: str) -> str:
+    texts = []
+    for number, part in enumerate(parts):
+        part_place = f"{place}.content[{number}]"
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            refuse(where, f"{part_place!r} is {show(part)}", 'only text parts are read, {"type": "text", "text": ...}')
+        texts.append(text(part["text"], part_place, where, may_be_empty=True))
+    return "".join(texts)
 
 
 def _is_call(value: object) -> bool:

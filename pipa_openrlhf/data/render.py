@@ -46,8 +46,8 @@ def render(record: Record, tokenizer: PreTrainedTokenizerBase, step_separator: s
     if isinstance(record.prompt, str):
         return Rendered(record.prompt, _pieces(messages[0]["content"], starts, _tool_output(record, starts)))
 
-    exact = len(steps) > 1 or bool(record.masked_spans)
-    turns = render_turns(tokenizer, record.prompt, messages, exact)
+    exact = len(steps) > 1 or bool(record.masked_spans) or not record.complete
+    turns = render_turns(tokenizer, record.prompt, messages, exact, record.complete)
     answer = turns.text[turns.prompt_len :]
     written = [(start - turns.prompt_len, end - turns.prompt_len) for start, end in turns.spans]
     starts = [turns.content_start - turns.prompt_len + start for start in starts]
@@ -107,12 +107,15 @@ class Turns:
     content_start: int
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer: list[dict], exact: bool) -> Turns:
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer: list[dict], exact: bool, complete: bool = True
+) -> Turns:
     """Prompt and answer through the chat template; an answer that follows an assistant's message continues it.
 
     Args:
         answer: ends with an assistant message.
         exact: contents must stand in the text as they are; otherwise surrounding whitespace may be missing.
+        complete: False: the answer goes on, so that the text ends with its content.
 
     Raises:
         Unusable: the template refuses the messages, changes the prompt, leaves out part of the answer, or does not
@@ -140,7 +143,7 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer:
         own = spans if marks is not None else spans[number : number + 1]
         start, position = _find_message(answer[index - first], text, own, position, exact)
         content_starts.append(start)
-    cut = text.rfind(eos, position)
+    cut = text.rfind(eos, position) if complete else position
     cut = len(text) if cut < 0 else cut
     return Turns(text[:cut], len(prompt_text), spans, content_starts[0])
 

@@ -13,7 +13,6 @@ import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from pipa_openrlhf.data.fields import Cell
 from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError, first_line
 
@@ -125,13 +124,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
             if not reachable:
                 reason = "no such file or folder here, and the hub cannot be reached"
             raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
-    is_csv = getattr(table, "builder_name", None) == "csv"
-    rows = ({key: _cell(item) for key, item in row.items()} if is_csv else row for row in table)
-    return [(f"{name} row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _cell(value: str | None) -> Cell | None:
-    return None if value is None else Cell(value)
+    return [(f"{name} row {number}", row) for number, row in enumerate(table, start=1)]
 
 
 def _load(name: str, split: str, max_samples: int, use_ms: bool):

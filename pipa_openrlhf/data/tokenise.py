@@ -18,17 +18,20 @@ TOO_LONG = "longer than --data.max_len"
 STRADDLES = "boundary inside a token"
 NO_OFFSETS = "the slow tokenizer reports no boundaries (remove --data.disable_fast_tokenizer)"
 NO_TOKEN = "no unmasked response token"
+NO_ANSWER_LABEL = "beginnings of answers without a label of the whole (they have step labels: --data.annotation step)"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised record; T response tokens, the last of them eos.
+    """One tokenised record; T response tokens, the last of them eos where the answer is complete.
 
     Attributes:
         input_ids: int32 [prompt_len + T].
         labels: int8 [T], c_t.
-        mask: int8 [T], m_t: 0 on text the model did not write, and on a first token that nothing precedes.
+        mask: int8 [T], m_t: 0 on text the model did not write, on steps without a label, and on a first token that
+            nothing precedes.
         step_ids: int32 [T], step of each response token; eos is of the last step.
+        weight: multiplies its loss.
     """
 
     input_ids: np.ndarray
@@ -40,6 +43,7 @@ class Sample:
     problem_id: str
     pair_id: int | None
     where: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -171,27 +175,37 @@ def _encode(tokenizer, texts: Iterable[str], **options):
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 
-def _sample(record: Record, tokens: _Tokens, tokenizer, annotation: str) -> Sample:
+def _sample(record: Record, tokens: _Tokens, tokenizer, annotation: str) -> Sample | str:
+    """The sample, or the reason why there is none."""
+    step_labels = record.step_labels if annotation == "step" else [record.label] * len(record.steps)
+    if step_labels is None or (annotation == "answer" and record.label is None):
+        return NO_ANSWER_LABEL
     prompt_len = tokens.steps.count(_PROMPT)
-    step_ids = np.array([*tokens.steps[prompt_len:], len(record.steps) - 1], dtype=np.int32)
-    mask = np.array([*(not masked for masked in tokens.masked[prompt_len:]), True], dtype=np.int8)
+    ids, steps, masked = tokens.ids, tokens.steps[prompt_len:], tokens.masked[prompt_len:]
+    if record.complete:
+        ids, steps, masked = [*ids, tokenizer.eos_token_id], [*steps, len(record.steps) - 1], [*masked, False]
+    step_ids = np.array(steps, dtype=np.int32)
+    is_labelled = np.array([label is not None for label in step_labels])
+    mask = (~np.array(masked, dtype=bool) & is_labelled[step_ids]).astype(np.int8)
     if prompt_len == 0:
-        mask[0] = 0  # no hidden state predicts the first token of a sequence
-    if annotation == "step":
-        labels = np.array(record.step_labels, dtype=np.int8)[step_ids]
-    else:
-        labels = np.full(len(step_ids), record.answer_label, dtype=np.int8)
+        mask[:1] = 0  # no hidden state predicts the first token of a sequence
     return Sample(
-        input_ids=np.array([*tokens.ids, tokenizer.eos_token_id], dtype=np.int32),
+        input_ids=np.array(ids, dtype=np.int32),
         prompt_len=prompt_len,
-        labels=labels,
+        labels=np.array([label or 0 for label in step_labels], dtype=np.int8)[step_ids],
         mask=mask,
         step_ids=step_ids,
-        answer_label=record.answer_label,
+        answer_label=_side(record, step_labels),
+        weight=record.weight,
         problem_id=record.problem_id,
         pair_id=record.pair_id,
         where=record.where,
     )
+
+
+def _side(record: Record, step_labels: list[int | None]) -> int:
+    """Right or wrong as a whole: of the beginning of an answer, whether it has no wrong step."""
+    return int(0 not in step_labels) if record.label is None else record.label
 
 
 def _reason_to_drop(sample: Sample, max_len: int) -> str | None:

@@ -17,15 +17,14 @@ from pipa_openrlhf.objectives.objective import (
     Answers,
     Objective,
     ObjectiveConfig,
-    Row,
     stop_gradient_where,
 )
-from pipa_openrlhf.settings import by_content, setting
+from pipa_openrlhf.settings import setting
 
 
 @dataclass(frozen=True)
 class KtoConfig(ObjectiveConfig):
-    """Settings of KTO and Step-KTO, and the columns of OpenRLHF 0.9's KTO data."""
+    """Settings of KTO and Step-KTO."""
 
     flag_group: ClassVar[str] = "kto"
     module: ClassVar[str] = "train_kto"
@@ -42,11 +41,6 @@ class KtoConfig(ObjectiveConfig):
     desirable_weight: float = setting(1.0, "weight of right answers, lambda_D", least=0)
     undesirable_weight: float = setting(1.0, "weight of wrong answers, lambda_U", least=0)
     sft_coef: float = setting(0.0, "weight of the NLL on right tokens (Table 4: 1.0)", least=0)
-    input_key: str | None = by_content(
-        None, "prompt column, or whole conversation without output_key", flag="data.input_key"
-    )
-    output_key: str | None = by_content(None, "answer column of OpenRLHF 0.9's KTO data", flag="data.output_key")
-    label_key: str = by_content("label", "label column of OpenRLHF 0.9's KTO data", flag="data.label_key")
 
     def make_objective(self, config) -> Objective:
         """Step-KTO on step labels, or KTO."""
@@ -58,20 +52,12 @@ class KtoConfig(ObjectiveConfig):
         """Raises UserError."""
         if not config.model.beta > 0:
             raise UserError(f"--model.beta must be above 0, got {config.model.beta}")
-        if self.output_key and not self.input_key:
-            raise UserError("--data.output_key needs --data.input_key, the column of the prompt")
 
     def idle_flags(self, config) -> list[str]:
         """Lines about flags that were set and change nothing."""
         if self.step_loss != KtoConfig.step_loss and config.data.annotation != "step":
             return ["--kto.step_loss has no effect without --data.annotation step"]
         return []
-
-    def read_rows(self, rows: list[Row]) -> list[Row]:
-        """Rows as ``{prompt, completion, label}`` where the key flags name other columns."""
-        if not self.input_key:
-            return rows
-        return rename_kto_columns(rows, self.input_key, self.output_key, self.label_key)
 
 
 def kto(beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Objective:
@@ -162,35 +148,3 @@ def step_kto_loss(answers: Answers, beta: float, desirable_weight: float, undesi
         per_step(answers.log_ratio), right_tokens, answers.z0, beta, desirable_weight, undesirable_weight
     )
     return (terms * (tokens > 0)).sum(dim=1)
-
-
-def rename_kto_columns(
-    rows: list[tuple[str, dict]], input_key: str, output_key: str | None, label_key: str
-) -> list[tuple[str, dict]]:
-    """Rows as ``{prompt, completion, label}``.
-
-    Args:
-        rows: (where, row) pairs.
-        output_key: None: ``input_key`` holds a whole conversation, whose last message is the answer.
-
-    Raises:
-        UserError: a row lacks one of the columns, or its conversation has no answer.
-    """
-    return [(where, _renamed(where, row, input_key, output_key, label_key)) for where, row in rows]
-
-
-def _renamed(where: str, row: dict, input_key: str, output_key: str | None, label_key: str) -> dict:
-    for name, key in (("input", input_key), ("output", output_key), ("label", label_key)):
-        if key is not None and key not in row:
-            raise UserError(f"{where}: no column {key!r}, which --data.{name}_key names; it has {', '.join(row)}")
-    prompt = row[input_key]
-    if output_key is not None:
-        completion = row[output_key]
-    elif isinstance(prompt, list) and len(prompt) > 1:
-        prompt, completion = prompt[:-1], prompt[-1:]
-    else:
-        raise UserError(
-            f"{where}: {input_key!r} is no conversation of two messages or more; give --data.output_key for the answer"
-        )
-    kept = {"problem_id": row["problem_id"]} if "problem_id" in row else {}
-    return {**kept, "prompt": prompt, "completion": completion, "label": row[label_key]}

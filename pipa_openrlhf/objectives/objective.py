@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 LogF = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Row = tuple[str, dict]
 
 MARGINAL, NEGATIVE, NONE = "marginal p(y|x)", "negative p(y|x,c=0)", "none"
 LEARNED, HALF, BY_KL = "learned g", "1/2", "odds from KL"
@@ -128,7 +127,3 @@ class ObjectiveConfig:
     def idle_flags(self, config: "RunConfig") -> list[str]:
         """Lines about flags that were set and change nothing."""
         return []
-
-    def read_rows(self, rows: list[Row]) -> list[Row]:
-        """Rows with the columns that ``data/layouts`` knows, where this family's flags name others."""
-        return rows

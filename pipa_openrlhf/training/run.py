@@ -220,7 +220,6 @@ def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTok
             tokenizer,
             pairs_only=objective.needs_pairs,
             keep=objective.keep,
-            rename=config.objective.read_rows,
             **source,
         ).samples
         return TrainingSet(

@@ -67,6 +67,16 @@ def test_marks_of_earlier_runs_are_removed(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_line_that_the_first_rank_was_killed_over_is_shown_by_the_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(rank_errors.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(rank_errors, "_PATIENCE", 0.2)
+    assert rank_errors._is_first(rank_errors._mark_of("error: late"))  # and no more of that rank
+    for _ in range(2):
+        rank_errors.show_error("error: late")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(rank_errors.tempfile, "gettempdir", lambda: str(tmp_path / "absent"))

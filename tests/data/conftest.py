@@ -7,6 +7,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from pipa_openrlhf.config import DataConfig, RunConfig
+from pipa_openrlhf.data.layouts import choose_reading
+from pipa_openrlhf.data.record import Record
 
 EOS = "<eos>"
 CORPUS = ["the cat sat on the mat", "one plus two is three", "Step 1: 12 + 7 = 19\nStep 2: 19 * 3 = 57\n#### 57"] * 5
@@ -78,6 +80,20 @@ def make_args():
         return RunConfig(data=DataConfig(**data))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_records():
+    """``read_records([row, ...], annotation="step")``: the layout of the rows, and their records."""
+
+    def read(rows: list[dict], **flags) -> tuple[str, list[Record]]:
+        sample = [(f"data.jsonl line {number}", row) for number, row in enumerate(rows, start=1)]
+        reading = choose_reading(sample, "data.jsonl", DataConfig(**flags))
+        return reading.layout, [
+            one for index, (where, row) in enumerate(sample) for one in reading.records(row, where, index)
+        ]
+
+    return read
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_problem_ids_are_kept(run_flags):
         ({"q": "a", "label": 1}, {"data.input_key": "input", "data.output_key": "a"}, "no column 'input'"),
         ({"q": "a", "label": 1}, {"data.input_key": "q"}, "give --data.output_key for the answer"),
         ({"q": "a", "label": 1}, {"data.output_key": "q"}, "--data.output_key needs --data.input_key"),
-        ({"q": "a", "a": "b", "label": "good"}, {"data.input_key": "q", "data.output_key": "a"}, "'label' is 'good'"),
+        ({"q": "a", "a": "b", "label": "fine"}, {"data.input_key": "q", "data.output_key": "a"}, "'label' is 'fine'"),
     ],
 )
 def test_refusals_name_the_row_and_the_flag(run_flags, capsys, row, keys, message):

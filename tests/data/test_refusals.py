@@ -19,11 +19,10 @@ STEP = {"step": "cat", "Q": 0.2}
 LAST = {"step": "sat", "Q": 1}
 
 TEXT_CASES = [
-    ("unpaired", {"label": "yes"}, "'label' is 'yes'; a label is true/false or 1/0"),
-    ("unpaired", {"label": "1"}, "'label' is '1'"),
+    ("unpaired", {"label": "maybe"}, "'label' is 'maybe'; a label is true/false, 1/0"),
     ("unpaired", {"label": None}, "'label' is null"),
     ("unpaired", {"label": 2}, "'label' is 2"),
-    ("unpaired", {"label": -1}, "'label' is -1"),
+    ("unpaired", {"label": -2}, "'label' is -2"),
     ("unpaired", {"label": 0.5}, "'label' is 0.5"),
     ("unpaired", {"label": float("nan")}, "'label' is nan"),
     ("unpaired", {"label": [1]}, "'label' is [1]"),
@@ -48,7 +47,7 @@ TEXT_CASES = [
     ("paired", {"rejected": []}, "'rejected' has no steps"),
     ("paired", {"rejected": ["a", ""]}, "'rejected[1]' is empty"),
     ("paired", {"rejected": ["a", "b"], "rejected_labels": [1]}, "1 'rejected_labels' for 2 steps"),
-    ("paired", {"rejected": ["a"], "rejected_labels": ["no"]}, "'rejected_labels[0]' is 'no'"),
+    ("paired", {"rejected": ["a"], "rejected_labels": ["so"]}, "'rejected_labels[0]' is 'so'"),
     ("paired", {"chosen": ["a"], "chosen_labels": [1, 1]}, "2 'chosen_labels' for 1 steps"),
     ("stepwise", {"labels": [1]}, "1 'labels' for 2 steps; give one label a step"),
     ("stepwise", {"labels": [1, None]}, "'labels[1]' is null"),

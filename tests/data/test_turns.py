@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipa_openrlhf.data.dataset import load_samples
-from pipa_openrlhf.data.layouts import read_records
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.tokenise import tokenise
 
@@ -42,13 +41,11 @@ def says(role: str, content: str | None, **more) -> dict:
 
 
 @pytest.fixture
-def one(make_args, chat):
+def one(read_records, chat):
     def one(row: dict, template: str | None = None):
         """The sample of an unpaired row, or the reason why it was dropped."""
         chat.chat_template = template or chat.chat_template
-        _, records = read_records(
-            [("data.jsonl line 1", {"label": 1, **row})], make_args(apply_chat_template=True).data
-        )
+        _, records = read_records([{"label": 1, **row}], apply_chat_template=True)
         samples, dropped = tokenise(records, chat, max_len=1000)
         return samples[0] if samples else next(iter(dropped.counts))
 
@@ -196,7 +193,7 @@ def test_steps_after_a_prompt_that_is_continued(make_args, chat, write_rows):
 
 @settings(max_examples=30, deadline=None)
 @given(text=st.text("ab \n12", min_size=2, max_size=12), data=st.data())
-def test_a_prefix_of_an_answer_and_its_rest_are_the_answer(tokenizers, make_args, text, data):
+def test_a_prefix_of_an_answer_and_its_rest_are_the_answer(tokenizers, read_records, text, data):
     tokenizer = tokenizers["characters"]
     tokenizer.chat_template = MARKED
     cut = data.draw(st.integers(1, len(text) - 1))
@@ -204,7 +201,7 @@ def test_a_prefix_of_an_answer_and_its_rest_are_the_answer(tokenizers, make_args
         {"prompt": [USER], "completion": text, "label": 1},
         {"prompt": [USER, says("assistant", text[:cut])], "completion": text[cut:], "label": 1},
     ]
-    _, records = read_records([("x", row) for row in rows], make_args(apply_chat_template=True).data)
+    _, records = read_records(rows, apply_chat_template=True)
     samples, _ = tokenise(records, tokenizer, max_len=1000)
     whole, continued = samples
     assert whole.input_ids.tolist() == continued.input_ids.tolist()
@@ -251,13 +248,13 @@ def test_a_template_that_leaves_a_tool_call_out_drops_the_record(one):
     )
 
 
-def test_nulls_that_parquet_adds_do_not_reach_the_template(make_args, chat):
+def test_nulls_that_parquet_adds_do_not_reach_the_template(read_records, chat):
     chat.chat_template = CALLING
     with_nulls = json.loads(json.dumps(CALL))
     with_nulls["function"]["arguments"] |= {"unit": None, "more": {"days": None, "hours": [None, {"at": None}]}}
     completion = [says("assistant", None, tool_calls=[{**with_nulls, "id": None}], name=None)]
     row = {"prompt": [says("user", "Q", tool_calls=None)], "completion": completion, "label": 1}
-    _, [record] = read_records([("x", row)], make_args(apply_chat_template=True).data)
+    _, [record] = read_records([row], apply_chat_template=True)
     assert record.prompt == [USER]
     [message] = record.messages
     assert message == says(

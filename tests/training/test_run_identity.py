@@ -37,6 +37,7 @@ ROWS = [
 STEPWISE = {"data.format": "stepwise"}
 ALPHAMATH = {"data.format": "alphamath", "data.annotation": "step"}
 UNPAIRED = {"data.format": "unpaired"}
+SIGNED = {"data.dataset": "{signed}", "data.annotation": "step", **STEPWISE}
 KTO_COLUMNS = {"data.input_key": "prompt", "data.output_key": "text", **UNPAIRED}
 
 # Another value of every flag that decides; where needed, with what the finished run has in common.
@@ -98,6 +99,9 @@ OTHER: dict[str, tuple[object, dict]] = {
     "data.format": ("stepwise", {"data.format": "paired", "data.pairing": None}),
     "data.annotation": ("step", STEPWISE),
     "data.pairing": ("match", {**UNPAIRED, "data.prompt_key": "same", "data.pairing": None}),
+    "data.prefixes": ("true", {**STEPWISE, "data.annotation": "step"}),
+    "data.neutral_step": ("positive", SIGNED),
+    "data.layout_module": ("{layout}", {"data.format": "auto", "data.dataset": "{plain}"}),
     "data.step_threshold": (0.1, ALPHAMATH),
     "data.step_separator": ("; ", STEPWISE),
     "data.mask_tool_output": ("false", ALPHAMATH),
@@ -142,6 +146,7 @@ FREE = {
     "train.share_prompts": "false",
     "train.full_determinism_enable": None,
     "data.dataloader_num_workers": 1,
+    "data.allow_empty_prompt": True,
     "model.gradient_checkpointing_enable": True,
     "model.gradient_checkpointing_reentrant": True,
     "ref.offload": True,
@@ -196,6 +201,15 @@ def files(tiny_models, tmp_path_factory):
     paths = {name: str(tiny_models / name) for name in ("policy", "prior")}
     paths["data"] = write_jsonl(root / "data.jsonl", rows)
     paths["other_data"] = write_jsonl(root / "other.jsonl", rows[::-1])
+    paths["signed"] = write_jsonl(root / "signed.jsonl", [{**row, "labels": [0, -1]} for row in rows])
+    plain = [{name: row[name] for name in ("prompt", "completion", "label")} for row in rows]
+    paths["plain"] = write_jsonl(root / "plain.jsonl", plain)
+    (root / "layout.py").write_text(
+        "from pipa_openrlhf.data.layouts.unpaired import fits, read as right_way_round\n"
+        "def read(row, where, index, flags):\n"
+        "    return right_way_round({**row, 'label': 1 - row['label']}, where, index, flags)\n"
+    )
+    paths["layout"] = str(root / "layout.py")
     (root / "splits").mkdir()
     for name, some in (("train", rows[:4]), ("test", rows[2:])):
         write_jsonl(root / "splits" / f"{name}.jsonl", some)
@@ -228,6 +242,7 @@ def finished(files):
                 "prior.model_name_or_path": files["prior"] if module != "train_sft" else None,
                 "prior.cache_dir": f"{files['root']}/cache" if module != "train_sft" else None,
                 "data.dataset": files["data"],
+                "data.format": "paired",
                 "ds.param_dtype": "fp32",
                 "ds.zero_stage": 0,
                 "ds.lora.rank": 4,

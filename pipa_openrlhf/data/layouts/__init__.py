@@ -1,44 +1,194 @@
-"""Rows of every public layout to Records, one file a layout."""
+"""Rows of every public layout to Records, one file a layout.
+
+A layout is a module with ``COLUMNS`` (for messages), ``READING`` and ``EXAMPLE`` (for the docs), ``fits(row, flags)``,
+``read(row, where, index, flags)`` and, where a choice depends on many rows, ``choose(rows, flags, dataset)``, which
+returns the flags with the choice made.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from functools import lru_cache
+from types import ModuleType
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts import alphamath, paired, stepwise, unpaired
 from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.errors import UserError, first_line
 
-# By the name that `--data.format` takes, in the order in which columns are looked for.
-LAYOUTS = {"paired": paired.read, "stepwise": stepwise.read, "unpaired": unpaired.read, "alphamath": alphamath.read}
+log = logging.getLogger(__name__)
+
+# By the names that `--data.format` takes. Their order decides nothing: no row fits two of them.
+LAYOUTS = ("paired", "stepwise", "unpaired", "alphamath")
+
+# Rows that decide the layout of a data set.
+SAMPLE_SIZE = 100
+# Most records with an empty prompt, as a share of all.
+MOST_EMPTY_PROMPTS = 0.01
 
 
-def detect_format(row: dict, where: str, flags: DataConfig) -> str:
-    """The format whose columns the row has.
+class Row(dict):
+    """A row that knows which of its columns were read."""
+
+    def __init__(self, row: dict):
+        super().__init__(row)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: object = None) -> object:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one data set are read.
+
+    Attributes:
+        layout: its name.
+        flags: with every choice made that the data decide.
+    """
+
+    layout: str
+    flags: DataConfig
+
+    def records(self, row: dict, where: str, index: int) -> list[Record]:
+        """Records of one row, the ``index``-th of all data sets.
+
+        Raises:
+            UserError: names file, line, the problem and what to do.
+        """
+        return _layout(self.layout, self.flags.layout_module).read(row, where, index, self.flags)
+
+
+def layout_names(flags: DataConfig) -> tuple[str, ...]:
+    """What ``--data.format`` takes, the user's own layout first."""
+    return ((_own_name(flags.layout_module),) if flags.layout_module else ()) + LAYOUTS
+
+
+def choose_reading(sample: list[tuple[str, dict]], dataset: str, flags: DataConfig) -> Reading:
+    """The layout of a data set and the choices that its rows decide, said in the log.
+
+    Args:
+        sample: its first rows, at least one, at most :data:`SAMPLE_SIZE`.
 
     Raises:
-        UserError: it has those of none.
+        UserError: no layout fits, or more than one; or the prompts are empty.
     """
-    needed = {
-        "paired": (flags.chosen_key, flags.rejected_key),
-        "stepwise": stepwise.COLUMNS,
-        "unpaired": unpaired.COLUMNS,
-        "alphamath": alphamath.COLUMNS,
+    rows = [row for _, row in sample]
+    if flags.format == "auto":
+        name = _detect(sample, flags)
+    elif flags.format in layout_names(flags):
+        name = flags.format
+    else:
+        raise UserError(f"--data.format {flags.format}: unknown; give auto or one of {', '.join(layout_names(flags))}")
+    choose: Callable[..., DataConfig] | None = getattr(_layout(name, flags.layout_module), "choose", None)
+    chosen = choose(rows, flags, dataset) if choose else flags
+    reading = Reading(name, chosen)
+    tracked, empty, count = [], 0, 0
+    for number, (where, row) in enumerate(sample):
+        try:
+            records = reading.records(watched := Row(row), where, number)
+        except UserError:
+            continue  # it is met again, in its turn, where it counts
+        tracked.append(watched)
+        count += len(records)
+        empty += sum(not record.prompt for record in records)
+    check_prompts(empty, count, dataset, flags)
+    _report(reading, tracked, dataset, flags)
+    return reading
+
+
+def check_prompts(empty: int, count: int, dataset: str, flags: DataConfig) -> None:
+    """Refuse data whose prompts are empty.
+
+    Raises:
+        UserError: there are more than one in a hundred, and ``--data.allow_empty_prompt`` was not given.
+    """
+    if empty > MOST_EMPTY_PROMPTS * count and not flags.allow_empty_prompt:
+        raise UserError(
+            f"{dataset}: {empty} of {count} answers have an empty prompt; name its column by --data.prompt_key, or "
+            "give --data.allow_empty_prompt"
+        )
+
+
+def _detect(sample: list[tuple[str, dict]], flags: DataConfig) -> str:
+    """The layout that fits most rows of the sample; one of the user's own goes before the others."""
+    votes = {
+        name: sum(_layout(name, flags.layout_module).fits(row, flags) for _, row in sample)
+        for name in layout_names(flags)
     }
-    for name, columns in needed.items():
-        if all(column in row for column in columns):
-            return name
-    wanted = ", ".join(f"{name} ({' and '.join(columns)})" for name, columns in needed.items())
-    problem = f"no known format has the columns {', '.join(map(str, row)) or '(none)'}"
-    return fields.refuse(where, problem, f"rename them to those of one of {wanted}")
+    most = max(votes.values())
+    if most == 0:
+        where, row = sample[0]
+        return fields.refuse(where, _no_layout(row), "rename them, see docs/data.md, or give --data.layout_module")
+    if flags.layout_module and votes[_own_name(flags.layout_module)]:
+        return _own_name(flags.layout_module)
+    best = [name for name, count in votes.items() if count == most]
+    if len(best) > 1:
+        where, _ = sample[0]
+        fields.refuse(where, f"the rows may be {' or '.join(best)}", f"choose by --data.format {best[0]}")
+    return best[0]
 
 
-def read_records(rows: list[tuple[str, dict]], flags: DataConfig) -> tuple[str, list[Record]]:
-    """Format and Records of rows, in order; a bad row ends the reading.
+def _no_layout(row: dict) -> str:
+    known = ", ".join(
+        f"{name} ({' and '.join(_layout(name, None).COLUMNS)})" for name in ("paired", "stepwise", "unpaired")
+    )
+    return f"no known format has the columns {', '.join(map(str, row)) or '(none)'}: neither {known} nor another"
+
+
+def _report(reading: Reading, rows: list[Row], dataset: str, given: DataConfig) -> None:
+    why = "by its columns" if given.format == "auto" else "by --data.format"
+    present = {name: None for row in rows for name in row}
+    read = [name for name in present if any(name in row.read for row in rows)]
+    log.info(f"{dataset}: format {reading.layout} ({why}: {', '.join(map(str, read))})")
+    for field in dataclass_fields(given):
+        value = getattr(reading.flags, field.name)
+        if value != getattr(given, field.name):
+            log.info(f"{dataset}: --data.{field.name} {value}, decided by the rows")
+    unread = [str(name) for name in present if name not in read]
+    if unread:
+        log.info(f"{dataset}: not read: {', '.join(unread)}")
+
+
+@lru_cache
+def _layout(name: str, own: str | None) -> ModuleType:
+    if own and name == _own_name(own):
+        return _load_own(own)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _own_name(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _load_own(path: str) -> ModuleType:
+    """The module of ``--data.layout_module``.
 
     Raises:
-        UserError: names file, line, the problem and what to do.
+        UserError: there is none, or it is no layout.
     """
-    chosen = flags.format
-    if chosen == "auto":
-        where, row = rows[0]
-        chosen = detect_format(row, where, flags)
-    read = LAYOUTS[chosen]
-    records = [record for index, (where, row) in enumerate(rows) for record in read(row, where, index, flags)]
-    return chosen, records
+    flag = f"--data.layout_module {path}"
+    name = f"pipa_layout_{_own_name(path)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not os.path.isfile(path):
+        raise UserError(f"{flag}: no such Python file; check the path")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's program: it may raise anything
+        raise UserError(f"{flag}: cannot be imported ({first_line(error)}); correct it") from error
+    missing = [function for function in ("fits", "read") if not callable(getattr(module, function, None))]
+    if missing:
+        raise UserError(f"{flag}: it has no {' and no '.join(missing)}; see docs/extending.md")
+    return module

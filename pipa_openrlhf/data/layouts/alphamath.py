@@ -9,15 +9,31 @@ from pipa_openrlhf.data.layouts.conversation import Answer, Conversation, join, 
 from pipa_openrlhf.data.record import FROM_Q_VALUES, Record
 
 COLUMNS = ("instruction", "output")
+READING = "a path of steps with Q values; the last Q, 1 or -1, says whether the answer is right"
+EXAMPLE = {
+    "instruction": "<question> 1+1? </question>",
+    "output": [{"step": "1+1=3", "Q": 0.4}, {"step": "It is 3.", "Q": -1}],
+}
 
 TOOL_OUTPUT = re.compile(r"<output>.*?</output>", re.DOTALL)
 QUESTION = re.compile(r"\s*<question>(.*)</question>\s*", re.DOTALL)
+
+
+def fits(row: dict, flags: DataConfig) -> bool:
+    """Whether the row has this layout's columns, and steps with values in them, as a list or its JSON text."""
+    output = row.get("output")
+    if isinstance(output, str):
+        return "instruction" in row and output.lstrip().startswith("[")
+    steps = isinstance(output, list) and all(isinstance(node, dict) and "step" in node for node in output)
+    return "instruction" in row and steps
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{instruction, output}``: a path of steps with Q values, the last of which says whether the answer is right."""
     path = _alphamath_path(fields.column(row, "output", where), where)
     steps = [fields.text(node.get("step"), f"output[{number}].step", where) for number, node in enumerate(path)]
+    # Some of the published steps end with the newline that is put between steps.
+    steps = [step.removesuffix(flags.step_separator) for step in steps[:-1]] + steps[-1:]
     q_values = [fields.q_value(node.get("Q"), f"output[{number}].Q", where) for number, node in enumerate(path)]
     if abs(q_values[-1]) != 1:
         fields.refuse(where, f"the last step has Q {q_values[-1]}", "it must be 1 (right answer) or -1 (wrong)")
@@ -32,7 +48,17 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         for number, step in enumerate(steps)
         for match in (TOOL_OUTPUT.finditer(step) if flags.mask_tool_output else ())
     )
-    return [make_record(row, where, conversation, step_labels, answer_label, FROM_Q_VALUES, masked_spans=spans)]
+    return [
+        make_record(
+            row,
+            where,
+            conversation,
+            step_labels=step_labels,
+            answer_label=answer_label,
+            label_source=FROM_Q_VALUES,
+            masked_spans=spans,
+        )
+    ]
 
 
 def _alphamath_path(output: object, where: str) -> list[dict]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts.prompts import ADD_THE_FLAG, read_prompt
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template
-
-ADD_THE_FLAG = "add --data.apply_chat_template, or give text"
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,12 @@ class Conversation:
 
 
 def read_answer(row: dict, name: str, where: str) -> Answer:
-    """Text, a list of strings (steps) or a list of messages."""
-    value = fields.column(row, name, where)
+    """The column's text, list of strings (steps), message, or list of messages."""
+    return to_answer(fields.column(row, name, where), name, where)
+
+
+def to_answer(value: object, name: str, where: str) -> Answer:
+    """A value as an answer; ``name`` says in messages where it stood."""
     if fields.is_messages(value):
         messages = fields.messages(value, name, where)
         last = messages[-1]
@@ -47,34 +50,28 @@ def read_answer(row: dict, name: str, where: str) -> Answer:
     return Answer(name, [fields.text(value, name, where)])
 
 
-def read_prompt(row: dict, flags: DataConfig, where: str) -> str | list[dict] | None:
-    """The prompt column; None where the data has none and the user named none."""
-    name = flags.prompt_key or "prompt"
-    if name not in row and not flags.prompt_key:
-        return None
-    value = fields.column(row, name, where)
-    if fields.is_messages(value):
-        if not flags.apply_chat_template:
-            fields.refuse(where, f"{name!r} holds messages", ADD_THE_FLAG)
-        return fields.messages(value, name, where)
-    if not isinstance(value, str):
-        fields.refuse(where, f"{name!r} is {fields.show(value)}", "a prompt is text or a list of messages")
-    return fields.text(value, name, where, may_be_empty=True)
-
-
-def join(prompt: str | list[dict] | None, answer: Answer, flags: DataConfig, where: str) -> Conversation:
+def join(
+    prompt: str | list[dict] | None, answer: Answer, flags: DataConfig, where: str, prefix: str = ""
+) -> Conversation:
     """Prompt and answer as the model will see them, before the chat template.
 
     Without a prompt column, messages are split as OpenRLHF does (the prompt is all but the last one); text has the
     prompt "" as in OpenRLHF, and each such row is a problem of its own.
+
+    Args:
+        prefix: the answer's beginning, which is given to the model as part of the prompt.
     """
     if flags.apply_chat_template:
-        return _join_chat(prompt, answer, where)
+        conversation = _join_chat(prompt, answer, where)
+        if not prefix:
+            return conversation
+        begun = [*conversation.prompt, {"role": "assistant", "content": prefix}]
+        return Conversation(begun, conversation.answer, conversation.identity)
     if answer.messages is not None:
         fields.refuse(where, f"{answer.name!r} holds messages", ADD_THE_FLAG)
     if isinstance(prompt, str):
-        return Conversation(fill_template(prompt, flags.input_template), answer, identity=prompt)
-    return Conversation("", answer, identity=where)
+        return Conversation(fill_template(prompt, flags.input_template) + prefix, answer, identity=prompt)
+    return Conversation(prefix, answer, identity=where)
 
 
 def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> Conversation:
@@ -98,25 +95,6 @@ def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> C
     return Conversation(head, Answer(answer.name, answer.steps, last), canonical_json(head))
 
 
-def join_rejected(
-    prompt: str | list[dict] | None, rejected: Answer, chosen: Conversation, flags: DataConfig, where: str
-) -> Conversation:
-    """The rejected side: without messages in the prompt column, its prompt is the chosen side's, as in OpenRLHF."""
-    messages = rejected.messages
-    if (
-        messages is None
-        or messages[0]["role"] == "assistant"
-        or not flags.apply_chat_template
-        or isinstance(prompt, list)
-    ):
-        return join(prompt, rejected, flags, where)
-    head, rest = messages[: len(chosen.prompt)], messages[len(chosen.prompt) :]
-    if head != chosen.prompt or not rest:
-        problem = f"{rejected.name!r} does not start with the prompt of {chosen.answer.name!r}"
-        fields.refuse(where, problem, "make their messages before the answer the same")
-    return Conversation(chosen.prompt, Answer(rejected.name, rejected.steps, rest), chosen.identity)
-
-
 def canonical_json(messages: list[dict]) -> str:
     """One spelling of a message list, to tell problems apart by."""
     return json.dumps(messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -130,26 +108,20 @@ def needed_prompt(row: dict, answer: Answer, flags: DataConfig, where: str) -> s
     return prompt
 
 
-def make_record(
-    row: dict,
-    where: str,
-    conversation: Conversation,
-    step_labels: list[int] | None,
-    answer_label: int,
-    label_source: str,
-    **more,
-) -> Record:
-    """A record of one answer, whose problem is the row's ``problem_id`` or else its prompt."""
+def make_record(row: dict, where: str, conversation: Conversation, **labels) -> Record:
+    """A record of one answer, whose problem is the row's ``problem_id`` or else its prompt.
+
+    Args:
+        labels: the other attributes of :class:`Record`: ``step_labels``, ``answer_label``, ``label_source``, ...
+    """
     return Record(
         prompt=conversation.prompt,
         steps=conversation.answer.steps,
-        step_labels=step_labels,
-        answer_label=answer_label,
-        label_source=label_source,
         problem_id=_problem_id(row, conversation.identity, where),
         where=where,
         messages=conversation.answer.messages,
-        **more,
+        weight=fields.weight(row, where),
+        **labels,
     )
 
 

@@ -1,22 +1,68 @@
 """Single answers in steps, each step with a label."""
 
+import re
+from dataclasses import replace
+
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
-from pipa_openrlhf.data.record import FROM_LAST_STEP, Record
+from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
+from pipa_openrlhf.errors import UserError
 
 COLUMNS = ("completions", "labels")
+READING = "one answer in steps; its own label is `answer_label` where there is one, else the last step's"
+EXAMPLE = {"prompt": "1+1+1=", "completions": ["1+1=2", "2+1=4"], "labels": [True, False]}
+
+# PRM800K's mark of a final answer; the other ways in which answers to problems end.
+FINAL_ANSWER = re.compile(r"^# Answer\b|\\boxed\{|####|\banswer is\b", re.IGNORECASE | re.MULTILINE)
+FIRST_STEP = re.compile(r"\s*step 1\b", re.IGNORECASE)
+
+
+def fits(row: dict, flags: DataConfig) -> bool:
+    """Whether the row has this layout's columns."""
+    return all(name in row for name in COLUMNS)
+
+
+def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
+    """Decide ``--data.prefixes``, and refuse lists of whole answers.
+
+    Raises:
+        UserError: most rows look like several answers rather than one.
+    """
+    answers = [row["completions"] for row in rows if isinstance(row.get("completions"), list)]
+    several = [steps for steps in answers if len(steps) > 1 and all(isinstance(step, str) for step in steps)]
+    if flags.format == "auto" and 2 * sum(map(_are_whole_answers, several)) > len(several):
+        raise UserError(
+            f"{dataset}: 'completions' looks like several whole answers, not the steps of one; say which it is by "
+            "--data.format best_of_n or --data.format stepwise"
+        )
+    if flags.prefixes != "auto":
+        return flags
+    begun = {(str(row.get("prompt")), str(steps[:-1])) for row, steps in zip(rows, answers) if len(steps) > 1}
+    continued = any((str(row.get("prompt")), str(steps)) in begun for row, steps in zip(rows, answers))
+    return replace(flags, prefixes="true" if continued else "false")
+
+
+def _are_whole_answers(completions: list[str]) -> bool:
+    return all(map(FINAL_ANSWER.search, completions)) or sum(map(bool, map(FIRST_STEP.match, completions))) > 1
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
-    """``{prompt, completions: [...], labels: [...]}``: one answer; its label is its last step's."""
+    """``{prompt, completions: [...], labels: [...]}``, one answer or the beginning of one."""
     completions = fields.column(row, "completions", where)
     if not isinstance(completions, list):
         fields.refuse(where, f"'completions' is {fields.show(completions)}", "give a list with one text a step")
     answer = Answer("completions", _step_texts(completions, where))
-    step_labels = fields.labels(fields.column(row, "labels", where), "labels", len(answer.steps), where)
+    values = fields.column(row, "labels", where)
+    step_labels = fields.labels(values, "labels", len(answer.steps), where, flags.step_threshold, flags.neutral_step)
+    complete = flags.prefixes != "true" or FINAL_ANSWER.search(answer.steps[-1]) is not None
     conversation = join(needed_prompt(row, answer, flags, where), answer, flags, where)
-    return [make_record(row, where, conversation, step_labels, step_labels[-1], FROM_LAST_STEP)]
+    given = row.get(flags.label_key or "answer_label")
+    of_answer = None if given is None else fields.label(given, flags.label_key or "answer_label", where)
+    answer_label = step_labels[-1] if of_answer is None and complete else of_answer
+    source = FROM_STEPS if of_answer is None else FROM_COLUMN
+    labels = {"step_labels": step_labels, "answer_label": answer_label, "label_source": source}
+    return [make_record(row, where, conversation, complete=complete, **labels)]
 
 
 def _step_texts(completions: list, where: str) -> list[str]:
