@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -92,7 +92,7 @@ class _Lookups(TorchFunctionMode):
         self.largest: dict[int, int] = {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.embedding:
+        if function is functional.embedding:
             indices, weight = args[:2]
             self.sizes[id(weight)] = weight.shape[0]
             self.largest[id(weight)] = max(int(indices.max()), self.largest.get(id(weight), 0))

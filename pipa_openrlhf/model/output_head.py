@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipa_openrlhf.errors import UserError
@@ -274,7 +274,7 @@ class _SinglePassLoss(torch.autograd.Function):
 
 
 def _log_probs(logits_of: LogitsOf, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -F.cross_entropy(logits_of(hidden), targets, reduction="none")
+    return -functional.cross_entropy(logits_of(hidden), targets, reduction="none")
 
 
 def _chunks(count: int, size: int) -> list[slice]:

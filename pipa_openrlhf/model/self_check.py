@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pipa_openrlhf.config import RunConfig
@@ -211,7 +211,7 @@ class _NoDropout(TorchFunctionMode):
     """Some layers call dropout themselves, as a function of whether they train."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return args[0] if function is F.dropout else function(*args, **(kwargs or {}))
+        return args[0] if function is functional.dropout else function(*args, **(kwargs or {}))
 
 
 def _kind_and_line(error: Exception) -> str:

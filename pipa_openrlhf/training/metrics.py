@@ -4,7 +4,7 @@ import json
 import os
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch
@@ -61,7 +61,7 @@ def batch_sums(
             sums["pairs"] = zero + len(logratio) // 2
             sums["pairs_in_order"] = (logratio[0::2] > logratio[1::2]).double().sum()
     if objective.log_F is not None:
-        label_log_prob = F.logsigmoid(torch.where(batch.labels != 0, u, -u)).double()
+        label_log_prob = functional.logsigmoid(torch.where(batch.labels != 0, u, -u)).double()
         sums["value_likelihood"] = ((label_log_prob * mask).sum(dim=1) / mask.sum(dim=1)).exp().sum()
         log_F = objective.log_F(log_f, batch.log_p, u)
         likelihood = log_F.double().exp()
