@@ -23,9 +23,8 @@ def fits(row: dict, flags: DataConfig) -> bool:
         return True
     if MR_STEPS in row and MR_FIRST in row:
         return True
-    return isinstance(row.get("steps"), list) and (
-        "mistake_index" in row or {"final_answer_correct", "label"} <= {*row}
-    )
+    named = "mistake_index" in row or ("final_answer_correct" in row and "label" in row)
+    return named and isinstance(row.get("steps"), list)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
@@ -65,9 +64,7 @@ def _index(value: object, name: str, where: str) -> int | None:
     if isinstance(number, float) and number.is_integer():  # a column with nulls
         number = int(number)
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        fields.refuse(
-            where, f"{name!r} is {fields.show(value)}", "give the index of the first wrong step, -1 for none"
-        )
+        fields.refuse(where, f"{name!r} is {fields.show(value)}", "give the number of the first wrong step, or null")
     return number
 
 
@@ -108,7 +105,9 @@ def _prmbench(row: dict, where: str, flags: DataConfig) -> list[Record]:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= len(steps):
             problem = f"'error_steps' names step {fields.show(number)} of {len(steps)}"
             fields.refuse(where, problem, "steps are counted from 1; correct it or remove the row")
-    answers = [("modified", [int(number not in wrong) for number in range(1, len(steps) + 1)])]
+    answers: list[tuple[str, list[int | None]]] = [
+        ("modified", [int(number + 1 not in wrong) for number in range(len(steps))])
+    ]
     if row.get("original_process") is not None:
         answers.append(("original", [1] * len(_list(row, "original_process", where))))
     return [

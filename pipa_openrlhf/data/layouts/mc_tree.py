@@ -109,5 +109,14 @@ def _record(row: dict, where: str, flags: DataConfig, question: str, leaf: Leaf)
     last = leaf.values[-1]
     complete = last in (0, 1) and ENDED.search(leaf.steps[-1]) is not None
     labels: list[int | None] = [int(value >= flags.step_threshold) for value in leaf.values]
-    known = {"answer_label": int(last) if complete else None, "complete": complete, "prompt": question}
-    return labelled_record(row, where, flags, leaf.steps, labels, name="reasoning_steps", **known)
+    return labelled_record(
+        row,
+        where,
+        flags,
+        leaf.steps,
+        labels,
+        name="reasoning_steps",
+        answer_label=int(last) if complete else None,
+        complete=complete,
+        prompt=question,
+    )

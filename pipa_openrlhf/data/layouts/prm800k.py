@@ -42,7 +42,7 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
-    """Say how neutral steps are taken, since programs differ: TRL takes them for right."""
+    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
     log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
     return flags
 

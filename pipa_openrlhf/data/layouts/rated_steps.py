@@ -26,7 +26,7 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
-    """Say how neutral steps are taken, since programs differ: TRL takes them for right."""
+    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
     log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
     return flags
 
@@ -41,8 +41,8 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     given = row.get(flags.label_key or "answer_label")
     answer = None if given is None else fields.label(given, flags.label_key or "answer_label", where)
     last = labels[-1] if labels and answer is None else answer
-    known = {"answer_label": last, "given": answer is not None}
-    return [labelled_record(row, where, flags, texts, labels, name="steps", **known)]
+    known = answer is not None
+    return [labelled_record(row, where, flags, texts, labels, name="steps", answer_label=last, given=known)]
 
 
 def _is_rated(step: object) -> bool:

@@ -62,8 +62,8 @@ def _record(row: dict, where: str, flags: DataConfig, place: str, answer: dict) 
     label = rated[-1] if rated and correct is None else None
     if correct is not None:
         label = fields.label(answer[correct], f"{place}.{correct}", where)
-    known = {"answer_label": label, "given": correct is not None}
-    return labelled_record(row, where, flags, steps, rated, name=f"{place}.steps", **known)
+    given = correct is not None
+    return labelled_record(row, where, flags, steps, rated, name=f"{place}.steps", answer_label=label, given=given)
 
 
 def _present(answer: dict, names: tuple[str, ...]) -> str | None:

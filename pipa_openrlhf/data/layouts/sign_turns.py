@@ -56,5 +56,9 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     steps = [first, *(message["content"] for message in turns[2::2])]
     labels: list[int | None] = [int(message["content"].strip() == "+") for message in turns[1::2]]
     whole = len(steps) == 1 and "Step 2" in first
-    known = {"answer_label": labels[-1], "given": whole, "prompt": question}
-    return [labelled_record(row, where, flags, steps, None if whole else labels, name=name, **known)]
+    rated = None if whole else labels
+    return [
+        labelled_record(
+            row, where, flags, steps, rated, name=name, answer_label=labels[-1], given=whole, prompt=question
+        )
+    ]

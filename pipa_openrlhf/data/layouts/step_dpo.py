@@ -41,11 +41,22 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     if flags.whole_answers:
         chosen, chosen_labels = _whole(row, "full_chosen", so_far, 1, flags, where)
         rejected, rejected_labels = _whole(row, "full_rejected", so_far, 0, flags, where)
-        labels = {"chosen_labels": chosen_labels, "rejected_labels": rejected_labels}
-        return pair_records(row, where, index, flags, prompt, chosen, rejected, **labels)
-    sides = [Answer(key, [_side(row, key, where)]) for key in (flags.chosen_key, flags.rejected_key)]
-    known = {"chosen_labels": [1], "rejected_labels": [0], "prefix": so_far, "complete": False}
-    return pair_records(row, where, index, flags, prompt, *sides, **known)
+    else:
+        chosen, chosen_labels = Answer(flags.chosen_key, [_side(row, flags.chosen_key, where)]), [1]
+        rejected, rejected_labels = Answer(flags.rejected_key, [_side(row, flags.rejected_key, where)]), [0]
+    return pair_records(
+        row,
+        where,
+        index,
+        flags,
+        prompt,
+        chosen,
+        rejected,
+        chosen_labels=chosen_labels,
+        rejected_labels=rejected_labels,
+        prefix="" if flags.whole_answers else so_far,
+        complete=flags.whole_answers,
+    )
 
 
 def _side(row: dict, name: str, where: str) -> str:
@@ -58,12 +69,14 @@ def _side(row: dict, name: str, where: str) -> str:
 def _whole(
     row: dict, name: str, so_far: str, side: int, flags: DataConfig, where: str
 ) -> tuple[Answer, list[int | None]]:
-    """The steps so far and what follows, cut where a line begins with "Step", so that joined they are the same text."""
+    """The steps so far and what follows, cut where a line begins with "Step": joined they are the same text."""
     if row.get(name) is None:
         fields.refuse(where, f"no {name!r}", "add it, or leave out --data.whole_answers")
-    cut = re.compile(re.escape(flags.step_separator) + r"(?=Step \d)")
-    shared = cut.split(so_far)
-    steps = cut.split(so_far + _side(row, name, where))
-    # The last of the shared pieces is where the sides part ("Step 3:"), unless it was cut after it.
-    right = min(len(shared) - 1, len(steps) - 1)
-    return Answer(name, steps), [1] * right + [side] * (len(steps) - right)
+    text = so_far + _side(row, name, where)
+    marks = re.finditer(re.escape(flags.step_separator) + r"(?=Step \d)", text)
+    cuts = [mark.start() for mark in marks if text[: mark.start()].strip()]
+    starts = [0, *(cut + len(flags.step_separator) for cut in cuts)]
+    steps = [text[start:end] for start, end in zip(starts, [*cuts, len(text)], strict=True)]
+    # A step that ends within the steps so far; the last of these may go on in what follows ("Step 3:").
+    right = sum(cut <= len(so_far) for cut in cuts)
+    return Answer(name, steps), [*[1] * right, *[side] * (len(steps) - right)]

@@ -25,8 +25,10 @@ QUESTIONS = ("question", "prompt", "problem")
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether there are a text with tags, and labels as a list or as a text that begins the same."""
     text, name = row.get(_text_name(row, flags)), _label_name(row, flags)
-    tag = _tag(text, flags) if isinstance(text, str) else None
-    if tag is None or name is None:
+    if not isinstance(text, str) or name is None:
+        return False
+    tag = _tag(text, flags)
+    if tag is None:
         return False
     labels, before = row[name], text.split(tag)[0]
     return isinstance(labels, list) or (isinstance(labels, str) and len(labels) > 1 and labels.startswith(before))
