@@ -50,7 +50,9 @@ def _is_rated(step: object) -> bool:
 
 
 def _key(step: dict, names: tuple[str, ...]) -> str:
-    return next((name for name in names if name in step), "")
+    """The first that is there, one with a value before others."""
+    present = [name for name in names if name in step]
+    return next((name for name in present if step[name] is not None), present[0] if present else "")
 
 
 def _label(step: dict, place: str, where: str, flags: DataConfig) -> int | None:

@@ -1,7 +1,5 @@
 """Answers as one text with a tag at the end of each step, as Math-Shepherd has them."""
 
-import re
-
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts.labelled import labelled_record, split_question
@@ -77,9 +75,12 @@ def _labels(value: object, name: str, pieces: list[str], where: str, flags: Data
     """One label a tag; in a text, the signs stand where the tags do."""
     if not isinstance(value, str):
         return fields.labels(value, name, len(pieces) - 1, where, flags.step_threshold, flags.neutral_step)
-    pattern = "([+-])".join(map(re.escape, [*pieces[:-1], pieces[-1].rstrip()])) + r"\s*"
-    found = re.fullmatch(pattern, value)
-    if not found:
+    signs, end = "", 0
+    for piece in pieces[:-1]:
+        end += len(piece) + 1
+        signs += value[end - 1 : end]
+    same = "".join(piece + sign for piece, sign in zip(pieces, [*signs, ""]))
+    if len(signs) < len(pieces) - 1 or signs.strip("+-") or same.rstrip() != value.rstrip():
         problem = f"{name!r} is not the same text with + or - in place of the tags"
         fields.refuse(where, problem, "correct it, give a list of labels, or remove the row")
-    return [int(sign == "+") for sign in found.groups()]
+    return [int(sign == "+") for sign in signs]

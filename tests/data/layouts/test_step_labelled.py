@@ -151,6 +151,8 @@ class TestTagged:
             ({"value": ["+"]}, "1 'value' for 2 steps; give one label a step"),
             ({"value": ["+", "?"]}, "'value\\[1\\]' is '\\?'; a label is"),
             ({"label": SIGNS.replace("-", "*")}, "'label' is not the same text with \\+ or - in place of the tags"),
+            ({"label": SIGNS.replace("It is 4", "It is 5")}, "'label' is not the same text"),
+            ({"label": SIGNS[:-2]}, "'label' is not the same text"),
             ({"input": f"{Q} 1+1=2 ки", "value": ["+"]}, "'input' does not say by \"Step 1\".*--data.prompt_key"),
             ({"input": f"{Q} Step 1: a ки ки", "value": ["+", "-"]}, "'input\\[1\\]' is empty"),
         ],
@@ -301,6 +303,15 @@ class TestTree:
         name, records = read({"question": Q, "final_answer": "3", "reasoning_steps": nodes})
         assert (name, sorted(records, key=str)) == ("mc_tree", sorted(self.EXPECTED, key=str))
         assert read_records([{"question": Q, "reasoning_steps": nodes}])[1][0].prompt == Q
+
+    def test_an_answer_that_was_gone_on_from_is_a_beginning(self, read):
+        nodes = [{"solution_prefix": f"{Q}\n\n\\boxed{{3}}", "mc_value": 0.75}]
+        assert read({"question": Q, "reasoning_steps": nodes})[1] == [(["\\boxed{3}"], [1], None, False)]
+
+    def test_a_beginning_found_twice_has_its_mean_value(self, read):
+        nodes = [{"solution_prefix": f"{Q}\n\na", "mc_value": value} for value in (0.75, 0.25, 0.25)]
+        nodes.append({"solution_prefix": f"{Q}\n\na\n\nb", "mc_value": 0.5})
+        assert read({"question": Q, "reasoning_steps": nodes})[1] == [(["a", "b"], [0, 1], None, False)]
 
     def test_a_text_that_goes_on_within_a_word_is_no_step(self, read):
         nodes = [{"solution_prefix": f"{Q}\n\nIt is {n}", "mc_value": 0.75} for n in (4, 42)]
