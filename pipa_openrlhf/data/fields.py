@@ -201,7 +201,12 @@ def _without_nulls(value: Any) -> Any:
 
 
 def q_value(value: object, name: str, where: str) -> float:
-    """A number in [-1, 1]."""
+    """A number in [-1, 1], or its text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value) or not -1 <= value <= 1:
         refuse(where, f"{name!r} is {show(value)}", "Q is a number from -1 to 1")
     return float(value)

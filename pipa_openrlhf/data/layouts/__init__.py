@@ -24,7 +24,20 @@ from pipa_openrlhf.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 # By the names that `--data.format` takes. Their order decides nothing: no row fits two of them.
-LAYOUTS = ("paired", "stepwise", "unpaired", "alphamath")
+LAYOUTS = (
+    "paired",
+    "stepwise",
+    "unpaired",
+    "alphamath",
+    "prm800k",
+    "rated_steps",
+    "tagged",
+    "first_error",
+    "sign_turns",
+    "mc_tree",
+    "rollouts",
+    "step_dpo",
+)
 
 # Rows that decide the layout of a data set.
 SAMPLE_SIZE = 100

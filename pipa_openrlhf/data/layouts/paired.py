@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts import step_dpo
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import read_prompt
@@ -13,8 +14,8 @@ EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has this layout's columns."""
-    return flags.chosen_key in row and flags.rejected_key in row
+    """Whether the row has two answers, and no steps that go before both."""
+    return flags.chosen_key in row and flags.rejected_key in row and not step_dpo.fits(row, flags)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
+from pipa_openrlhf.data.layouts.labelled import ENDED
 from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
 from pipa_openrlhf.errors import UserError
 
@@ -13,7 +14,8 @@ COLUMNS = ("completions", "labels")
 READING = "one answer in steps; its own label is `answer_label` where there is one, else the last step's"
 EXAMPLE = {"prompt": "1+1+1=", "completions": ["1+1=2", "2+1=4"], "labels": [True, False]}
 
-# PRM800K's mark of a final answer; the other ways in which answers to problems end.
+# PRM800K's mark of a final answer; a row of it that does not end in one is a beginning.
+PRM800K_ANSWER = re.compile(r"^# Answer\b", re.MULTILINE)
 FINAL_ANSWER = re.compile(r"^# Answer\b|\\boxed\{|####|\banswer is\b", re.IGNORECASE | re.MULTILINE)
 FIRST_STEP = re.compile(r"\s*step 1\b", re.IGNORECASE)
 
@@ -38,9 +40,15 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
         )
     if flags.prefixes != "auto":
         return flags
-    begun = {(str(row.get("prompt")), str(steps[:-1])) for row, steps in zip(rows, answers) if len(steps) > 1}
-    continued = any((str(row.get("prompt")), str(steps)) in begun for row, steps in zip(rows, answers))
-    return replace(flags, prefixes="true" if continued else "false")
+    return replace(flags, prefixes="true" if _are_beginnings(rows) else "false")
+
+
+def _are_beginnings(rows: list[dict]) -> bool:
+    """Whether one row continues another, or some end as answers of PRM800K do and others do not."""
+    rows = [row for row in rows if isinstance(row.get("completions"), list) and row["completions"]]
+    marked = [PRM800K_ANSWER.search(str(row["completions"][-1])) for row in rows]
+    begun = {(str(row.get("prompt")), str(row["completions"][:-1])) for row in rows}
+    return any(marked) or any((str(row.get("prompt")), str(row["completions"])) in begun for row in rows)
 
 
 def _are_whole_answers(completions: list[str]) -> bool:
@@ -55,7 +63,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     answer = Answer("completions", _step_texts(completions, where))
     values = fields.column(row, "labels", where)
     step_labels = fields.labels(values, "labels", len(answer.steps), where, flags.step_threshold, flags.neutral_step)
-    complete = flags.prefixes != "true" or FINAL_ANSWER.search(answer.steps[-1]) is not None
+    complete = flags.prefixes != "true" or ENDED.search(answer.steps[-1]) is not None
     conversation = join(needed_prompt(row, answer, flags, where), answer, flags, where)
     given = row.get(flags.label_key or "answer_label")
     of_answer = None if given is None else fields.label(given, flags.label_key or "answer_label", where)

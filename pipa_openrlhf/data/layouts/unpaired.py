@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts import tagged
 from pipa_openrlhf.data.layouts.conversation import join, make_record, needed_prompt, read_answer, to_answer
 from pipa_openrlhf.data.layouts.prompts import to_prompt
 from pipa_openrlhf.data.record import Record
@@ -12,8 +13,10 @@ EXAMPLE = {"prompt": "1+1=", "completion": "2", "label": True}
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has this layout's columns."""
-    return bool(flags.input_key) or all(name in row for name in (COLUMNS[0], flags.label_key or COLUMNS[1]))
+    """Whether the row has this layout's columns, or the user named them and they hold no steps with labels."""
+    if flags.input_key:
+        return not tagged.fits(row, flags)
+    return all(name in row for name in (COLUMNS[0], flags.label_key or COLUMNS[1]))
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
