@@ -1,105 +1,245 @@
-"""JSON and JSON Lines files to rows that know their line."""
+"""JSON and JSON Lines files to rows that know their line; a row is in memory, never the file."""
 
+import codecs
 import json
+import re
 from collections.abc import Iterator
 
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.data.compressed import COMPRESSED, open_bytes
+from pipa_openrlhf.data.json_scan import ContainerEnd, JsonScanner
+from pipa_openrlhf.errors import UserError, first_line
 
-_WHITESPACE = " \t\r\n"
+_WHITESPACE = b" \t\r\n"
+# A file that is one object with these keys alone holds a list of rows for each; any other object is a row.
+_SPLITS = ("train", "test", "validation", "valid", "val", "eval", "dev")
+_ONLY_LIST = "data"
+_EXCERPT = 20  # characters of a row that a message shows
+
+Texts = Iterator[tuple[int, str]]
 
 
-def read_json_rows(path: str) -> Iterator[tuple[str, dict]]:
-    """``(where, row)`` of each row: a JSON list of objects, or one object a line, whatever the file is called.
+def is_json_path(path: str) -> bool:
+    """Whether the name is that of a JSON or JSON Lines file, compressed or not."""
+    return _plain_name(path).endswith((".json", ".jsonl"))
+
+
+def read_json_rows(path: str, split: str = "train") -> Iterator[tuple[str, dict]]:
+    """``(where, row)`` of each row, as ``read_json_texts`` finds them.
 
     Raises:
-        UserError: the file cannot be read, is empty, or holds something else; names the line.
+        UserError: as ``read_json_texts``, or a row is no JSON object; names the line.
     """
-    text = _read_text(path)
-    position = _skip_space(text, 0)
-    if position == len(text):
-        raise UserError(f"{path}: the file is empty; give one JSON object a line")
-    if text[position] == "[" and not path.endswith(".jsonl"):
-        items = _list_items(text, position, path)
-    else:
-        items = _line_items(text, path)
-    empty = True
-    for line, row in items:
-        empty = False
+    for line, text in read_json_texts(path, split):
         where = f"{path} line {line}"
-        if not isinstance(row, dict):
-            raise UserError(f'{where}: a row must be a JSON object, this is {_kind(row)}; write {{"prompt": ...}}')
-        yield where, row
-    if empty:
+        yield where, decode(text, where)
+
+
+def read_json_texts(path: str, split: str = "train") -> Texts:
+    """``(line, text)`` of each row: the line it starts on, and its JSON, not decoded.
+
+    The file is one of these, whatever its layout and compression:
+
+    - an object a line;
+    - objects one after another, the first of which spans several lines;
+    - a list of objects, where the file is not called ``.jsonl``;
+    - one object with a list of objects for each split, where the file is not called ``.jsonl``: the rows of ``split``,
+      or of the only one there is. Or such an object with the only key ``data``.
+
+    Raises:
+        UserError: the file cannot be read, is empty, has no such split, or is no such file; names the line.
+    """
+    texts = _texts(path, split)
+    first = next(texts, None)
+    if first is None:
         raise UserError(f"{path}: the list has no rows; add some")
+    yield first
+    yield from texts
 
 
-def _read_text(path: str) -> str:
+def decode(text: str, where: str) -> dict:
+    """The row of a text of ``read_json_texts``.
+
+    Args:
+        where: the file and the line that the row starts on: ``<path> line <number>``.
+
+    Raises:
+        UserError: not valid JSON (names the line of the defect, and the column in the row's text), or no object.
+    """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} line {line}: not UTF-8 text; save the file as UTF-8") from error
+        row = json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{where}: not valid JSON (nested too deeply); correct it") from error
+    except json.JSONDecodeError as error:
+        further = error.lineno - 1
+        where = re.sub(r"\d+$", lambda line: str(int(line[0]) + further), where)
+        remedy = "write one object a line" if error.msg == "Extra data" else "correct it"
+        raise UserError(f"{where}: not valid JSON ({_reason(error)}); {remedy}") from error
+    except ValueError as error:  # a number of more digits than Python takes
+        raise UserError(f"{where}: not valid JSON ({first_line(error)}); correct it") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: a row must be a JSON object, this is {_kind(row)}; write {{"prompt": ...}}')
+    return row
 
 
-def _line_items(text: str, path: str) -> Iterator[tuple[int, object]]:
-    # str.splitlines would also split at U+2028 and its like, which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip(_WHITESPACE):
-            yield number, _decode(line, f"{path} line {number}")
+def _texts(path: str, split: str) -> Texts:
+    with open_bytes(path) as file:
+        first = JsonScanner(file, path).peek()
+    if not first:
+        raise UserError(f"{path}: the file is empty; give one JSON object a line")
+    is_document = not _plain_name(path).endswith(".jsonl")
+    if is_document and first == "[":
+        return _list_texts(path)
+    if is_document and first == "{" and (splits := _split_names(path, split)):
+        return _split_texts(path, splits, split)
+    if _starts_over_several_lines(path):
+        return _object_texts(path)
+    return _line_texts(path)
 
 
-def _decode(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({_reason(error)}); write one object a line") from error
+def _line_texts(path: str) -> Texts:
+    with open_bytes(path) as file:
+        # Lines end at b"\n": for str.splitlines they would also end at U+2028 and its like, which strings may hold.
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            line = line.rstrip(_WHITESPACE)
+            if line:
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    problem = "not UTF-8 text; save the file as UTF-8"
+                    raise UserError(f"{path} line {number}: {problem}") from error
 
 
-def _list_items(text: str, position: int, path: str) -> Iterator[tuple[int, object]]:
-    """Items of a JSON list, decoded one by one so that each knows the line it starts on."""
-    decoder = json.JSONDecoder()
-    line, counted_to = 1, 0
-    position = _skip_space(text, position + 1)
-    first = True
-    while text[position : position + 1] != "]":
-        if not first:
-            position = _skip_comma(text, position, path)
-        line += text.count("\n", counted_to, position)
-        counted_to = position
+def _object_texts(path: str) -> Texts:
+    with open_bytes(path) as file:
+        scanner = JsonScanner(file, path)
+        while scanner.peek():
+            yield _row(scanner, path)
+
+
+def _list_texts(path: str) -> Texts:
+    with open_bytes(path) as file:
+        scanner = JsonScanner(file, path)
+        scanner.take("[")
+        if not scanner.take("]"):
+            yield _row(scanner, path)
+            while not scanner.take("]"):
+                if not scanner.take(","):
+                    problem = "not valid JSON (expected ',' or ']' after a row); correct it"
+                    raise UserError(f"{path} line {scanner.line}: {problem}")
+                yield _row(scanner, path)
+        if scanner.peek():
+            problem = "text after the end of the list; remove it or write one object a line"
+            raise UserError(f"{path} line {scanner.line}: {problem}")
+
+
+def _row(scanner: JsonScanner, path: str) -> tuple[int, str]:
+    """The next value. Raises UserError where it cannot be a row; whether it is one is known when it is decoded."""
+    scanner.peek()
+    line = scanner.line
+    text, ended = scanner.value()
+    if not ended or not text.startswith("{"):
+        decode(text, f"{path} line {line}")  # only for what it raises
+    return line, text
+
+
+def _split_names(path: str, wanted: str) -> list[str]:
+    """The splits of a file that is one object of lists of objects; none where it is anything else."""
+    names: list[str] = []
+    with open_bytes(path) as file:
         try:
-            item, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            raise UserError(f"{path} line {line}: not valid JSON ({_reason(error)}); correct it") from error
-        yield line, item
-        first = False
-        position = _skip_space(text, position)
-    rest = _skip_space(text, position + 1)
-    if rest < len(text):
-        line = text.count("\n", 0, rest) + 1
-        raise UserError(f"{path} line {line}: text after the end of the list; remove it or write one object a line")
+            for name, _, text in _walk_splits(JsonScanner(file, path)):
+                if not text:
+                    _expect(name in (*_SPLITS, _ONLY_LIST, wanted) and name not in names)
+                    names.append(name)
+            _expect(_ONLY_LIST not in names or names == [_ONLY_LIST] or wanted == _ONLY_LIST)
+        except _NotSplits:
+            return []
+    return names
 
 
-def _skip_comma(text: str, position: int, path: str) -> int:
-    if text[position : position + 1] != ",":
-        line = text.count("\n", 0, position) + 1
-        raise UserError(f"{path} line {line}: not valid JSON (expected ',' or ']' after a row); correct it")
-    return _skip_space(text, position + 1)
+def _split_texts(path: str, names: list[str], wanted: str) -> Texts:
+    if wanted not in names:
+        if len(names) > 1:
+            problem = f"no split {wanted!r}, it has {', '.join(names)}"
+            raise UserError(f"{path}: {problem}; choose one by --data.dataset_split")
+        wanted = names[0]
+    with open_bytes(path) as file:
+        for name, line, text in _walk_splits(JsonScanner(file, path)):
+            if text and name == wanted:
+                yield line, text
 
 
-def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _WHITESPACE:
-        position += 1
-    return position
+class _NotSplits(Exception):
+    pass
 
 
-def _reason(error: Exception) -> str:
-    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+def _walk_splits(scanner: JsonScanner) -> Iterator[tuple[str, int, str]]:
+    """``(name, line, text)``: once without text where the list of a split begins, then for each of its rows."""
+    scanner.take("{")
+    while True:
+        if scanner.peek() != '"':
+            raise _NotSplits
+        key, _ = scanner.value()
+        _expect(scanner.take(":") and scanner.take("["))
+        name = key[1:-1]
+        yield name, scanner.line, ""
+        if not scanner.take("]"):
+            while True:
+                _expect(scanner.peek() == "{")
+                line = scanner.line
+                text, ended = scanner.value()
+                _expect(ended)
+                yield name, line, text
+                if scanner.take("]"):
+                    break
+                _expect(scanner.take(","))
+        if scanner.take("}"):
+            break
+        _expect(scanner.take(","))
+    _expect(not scanner.peek())
+
+
+def _expect(fits: bool) -> None:
+    if not fits:
+        raise _NotSplits
+
+
+def _starts_over_several_lines(path: str) -> bool:
+    """Whether the first line that is not blank begins an object, rather than being one or being broken."""
+    with open_bytes(path) as file:
+        lines = (line.decode(errors="replace") for line in file if line.strip(_WHITESPACE + codecs.BOM_UTF8))
+        first = next(lines, "").lstrip("\ufeff").strip()
+        if not first.startswith("{") or not _leaves_open(first):
+            return False
+        # A row that was cut off has the next row under it, and that is no way to go on except for a list's first item
+        # or a key's value.
+        return first.endswith(("[", ":")) or not _is_object(next(lines, ""))
+
+
+def _leaves_open(line: str) -> bool:
+    end = ContainerEnd()
+    _, ended = end.find(line, 0)
+    return not ended and not end.quoted
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _plain_name(path: str) -> str:
+    """The name in small letters, without the end that says how it is compressed."""
+    name = path.lower()
+    return name[: name.rindex(".")] if name.endswith(COMPRESSED) else name
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    excerpt = error.doc[error.pos : error.pos + _EXCERPT]
+    return f"{error.msg}, column {error.colno}" + (f", at {excerpt!r}" if excerpt else "")
 
 
 def _kind(value: object) -> str:

@@ -13,14 +13,13 @@ import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from pipa_openrlhf.data.json_rows import read_json_rows
+from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
 from pipa_openrlhf.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
 Rows = list[tuple[str, dict]]
 
-_JSON = (".json", ".jsonl")
 _FILES = (".csv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_TIMEOUT = 5  # seconds; the hub answers well within
@@ -95,8 +94,8 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
 
 
 def _read_one(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
-    if name.lower().endswith(_JSON) and "://" not in name:
-        rows = list(itertools.islice(read_json_rows(name), max_samples))
+    if is_json_path(name) and "://" not in name:
+        rows = list(itertools.islice(read_json_rows(name, split), max_samples))
     else:
         rows = _read_with_openrlhf(name, split, max_samples, use_ms)
     if not rows:
@@ -108,7 +107,7 @@ def _read_one(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
 def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
     path = name.split("@")[0].strip()
     _check_path(path)
-    if path.lower().endswith(_FILES + _JSON):
+    if path.lower().endswith(_FILES) or is_json_path(path):
         split = "train"  # the name that `datasets` gives to the only split of a file
     is_remote = not os.path.exists(path) and "://" not in path and not use_ms
     reachable = not is_remote or _hub_answers(path)
