@@ -157,6 +157,10 @@ class DataConfig(TemplateConfig):
     mask_tool_output: bool = by_content(
         True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)"
     )
+    on_error: str = free(
+        "fail", "what a row that cannot be read does: end the run, or be left out and listed", choices=("fail", "skip")
+    )
+    max_error_share: float = free(0.01, "most rows left out by --data.on_error skip, as a share", least=0, most=1)
     dataloader_num_workers: int = free(0, "worker processes that collate batches", least=0)
 
     def check(self) -> None:

@@ -80,6 +80,7 @@ def summary(loaded: LoadedData) -> list[str]:
         f"answers   {loaded.num_records} read, {len(samples)} used, of {problems} problems",
         f"labels    answers: {_share(right, len(samples))}; tokens: {_share(int(labels.sum()), len(labels))}",
         "labelled  " + ", ".join(f"{count} by {source}" for source, count in loaded.label_sources.items()),
+        f"skipped   {len(loaded.bad_rows)} rows that cannot be read",
         f"masked    {int((~masks).sum())} response tokens outside every loss",
         f"length    {'':10}" + "".join(f"{f'{p}%':>8}" for p in PERCENTILES),
     ]

@@ -45,6 +45,7 @@ class Batch:
         labels, mask, step_ids: [B, T], c_t, m_t and the step that a token belongs to.
         log_p: [B, T] float32 log-probs under the prior; zeros where the objective has none.
         answer_label: [B].
+        weight: [B] float32, multiplies an answer's loss; a pair's is that of its chosen side.
         shared_row: what ``input_ids`` stand for where they share prompts.
     """
 
@@ -59,6 +60,7 @@ class Batch:
     step_ids: torch.Tensor
     log_p: torch.Tensor
     answer_label: torch.Tensor
+    weight: torch.Tensor
     shared_row: SharedRow | None = None
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
@@ -123,6 +125,7 @@ def collate(
         step_ids=_tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
         log_p=torch.from_numpy(_pad(prior, longest, 0.0)),
         answer_label=torch.tensor([sample.answer_label for sample in samples]),
+        weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         shared_row=placed.shared_row,
     )
 

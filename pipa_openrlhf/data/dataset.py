@@ -9,11 +9,12 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import DataConfig, SeedConfig
+from pipa_openrlhf.data.bad_rows import BadRows
 from pipa_openrlhf.data.chat import use_chat_template
-from pipa_openrlhf.data.layouts import SAMPLE_SIZE, check_prompts, choose_reading
+from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, check_prompts, choose_reading
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template
-from pipa_openrlhf.data.sources import read_rows
+from pipa_openrlhf.data.sources import Rows, dataset_names, read_sources, row_order
 from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
 
@@ -42,9 +43,10 @@ class LoadedData:
 
     Attributes:
         dropped: how many records were left out, by reason.
-        format: the format the data was read as.
+        format: the formats the data sets were read as.
         num_records: answers read, before anything was left out.
         label_sources: how many of them were labelled by what, see ``data/record.py``.
+        bad_rows: place and reason of the rows that were skipped.
     """
 
     samples: list[Sample]
@@ -52,6 +54,7 @@ class LoadedData:
     format: str
     num_records: int
     label_sources: Counter[str]
+    bad_rows: list[tuple[str, str]]
 
 
 def load_samples(
@@ -78,9 +81,16 @@ def load_samples(
     """
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
-    rows = read_rows(dataset, probs, split, limit, config.train.seed, config.use_ms)
-    reading = choose_reading(rows[:SAMPLE_SIZE], str(dataset), flags)
-    records = [record for index, (where, row) in enumerate(rows) for record in reading.records(row, where, index)]
+    bad_rows = BadRows(skip=flags.on_error == "skip")
+    sources = read_sources(dataset, split, limit, bad_rows, config.use_ms)
+    readings = [
+        choose_reading(rows[:SAMPLE_SIZE], name, flags)
+        for name, rows in zip(dataset_names(dataset), sources, strict=True)
+    ]
+    order = row_order(sources, probs, config.train.seed, limit)
+    num_rows = len(order) + len(bad_rows.rows)  # those that are no JSON came to no order
+    records = _read_records(sources, readings, order, bad_rows)
+    bad_rows.check_share(num_rows, flags.max_error_share, str(dataset))
     check_prompts(sum(not record.prompt for record in records), len(records), str(dataset), flags)
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
     if pairing == "given" and any(record.pair_id is None for record in records):
@@ -107,7 +117,27 @@ def load_samples(
     if pairing != "auto":
         samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
     samples = _keep(samples, keep, str(dataset), counts)
-    return LoadedData(samples, counts, reading.layout, len(records), Counter(one.label_source for one in records))
+    return LoadedData(
+        samples=samples,
+        dropped=counts,
+        format=", ".join(dict.fromkeys(reading.layout for reading in readings)),
+        num_records=len(records),
+        label_sources=Counter(one.label_source for one in records),
+        bad_rows=bad_rows.rows,
+    )
+
+
+def _read_records(
+    sources: list[Rows], readings: list[Reading], order: list[tuple[int, int]], bad_rows: BadRows
+) -> list[Record]:
+    records = []
+    for index, (source, number) in enumerate(order):
+        where, row = sources[source][number]
+        try:
+            records += readings[source].records(row, where, index)
+        except UserError as error:
+            bad_rows.add(where, error)
+    return records
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:

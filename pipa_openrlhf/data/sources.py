@@ -13,7 +13,8 @@ import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
+from pipa_openrlhf.data.bad_rows import BadRows
+from pipa_openrlhf.data.json_rows import decode, is_json_path, read_json_texts
 from pipa_openrlhf.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -56,29 +57,31 @@ def parse_probabilities(text: str, num_datasets: int) -> list[float]:
     return weights
 
 
-def read_rows(
-    dataset: str | None,
-    probs: str | None,
-    split: str,
-    max_samples: int,
-    seed: int,
-    use_ms: bool = False,
-) -> Rows:
-    """``(where, row)`` of every row, in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+def read_sources(
+    dataset: str | None, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool = False
+) -> list[Rows]:
+    """``(where, row)`` of the rows of each data set, at most ``max_samples`` of each.
 
     Args:
         dataset: files, folders or hub names, comma-separated.
-        max_samples: most rows of each data set, and of all together.
 
     Raises:
         UserError: a data set does not exist or cannot be read.
     """
-    names = dataset_names(dataset)
-    weights = None if probs is None else parse_probabilities(probs, len(names))
-    sources = [_read_one(name, split, max_samples, use_ms) for name in names]
-    if weights is None:
-        return [row for rows in sources for row in rows][:max_samples]
-    return [sources[source][index] for source, index in interleave_order(sources, weights, seed)][:max_samples]
+    return [_read_one(name, split, max_samples, bad_rows, use_ms) for name in dataset_names(dataset)]
+
+
+def row_order(sources: list[Rows], probs: str | None, seed: int, max_samples: int) -> list[tuple[int, int]]:
+    """``(source, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+
+    Raises:
+        UserError: ``probs`` are no probabilities of that many data sets.
+    """
+    if probs is None:
+        order = [(number, row) for number, rows in enumerate(sources) for row in range(len(rows))]
+    else:
+        order = interleave_order(sources, parse_probabilities(probs, len(sources)), seed)
+    return order[:max_samples]
 
 
 def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list[tuple[int, int]]:
@@ -93,14 +96,25 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
     return list(zip(mixed["source"], mixed["row"], strict=True))
 
 
-def _read_one(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
+def _read_one(name: str, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool) -> Rows:
     if is_json_path(name) and "://" not in name:
-        rows = list(itertools.islice(read_json_rows(name, split), max_samples))
+        rows = _read_json(name, split, max_samples, bad_rows)
     else:
         rows = _read_with_openrlhf(name, split, max_samples, use_ms)
     if not rows:
         raise UserError(f"{name}: no rows; give a data set that has some")
     log.info(f"{name}: {len(rows)} rows")
+    return rows
+
+
+def _read_json(name: str, split: str, max_samples: int, bad_rows: BadRows) -> Rows:
+    rows = []
+    for line, text in itertools.islice(read_json_texts(name, split), max_samples):
+        where = f"{name} line {line}"
+        try:
+            rows.append((where, decode(text, where)))
+        except UserError as error:
+            bad_rows.add(where, error)
     return rows
 
 

@@ -49,6 +49,8 @@ class TrainingSet:
                 digest.update(b"none")
                 continue
             digest.update(_int64_bytes(sample.prompt_len, len(sample.input_ids), sample.answer_label))
+            if sample.weight != 1:
+                digest.update(np.float64(sample.weight).tobytes())
             for array in (sample.input_ids, sample.labels, sample.mask, sample.step_ids):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()

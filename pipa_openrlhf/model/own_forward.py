@@ -97,6 +97,7 @@ def whole_rows(ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> B
         step_ids=nothing,
         log_p=nothing.float(),
         answer_label=nothing[:, 0],
+        weight=torch.ones_like(nothing[:, 0], dtype=torch.float32),
     )
 
 

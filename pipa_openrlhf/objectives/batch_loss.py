@@ -128,7 +128,7 @@ class BatchLoss:
     """An objective, with ``aux_coef`` times the MoE balancing loss.
 
     A micro-batch's share depends on counts of its global batch, so that shares add up to the same loss and gradient
-    however the batch is cut into micro-batches and ranks.
+    however the batch is cut into micro-batches and ranks. An answer's own weight multiplies its loss and no count.
     """
 
     objective: Objective
@@ -148,7 +148,7 @@ class BatchLoss:
             token_loss,
             flat(batch.log_p),
             flat(batch.labels),
-            flat(token_weights(batch.mask, self.objective.reduction, counts)),
+            flat(token_weights(batch.mask, self.objective.reduction, counts) * batch.weight[:, None]),
             flat(self._nll_weights(batch, counts)),
         )
 
@@ -166,7 +166,8 @@ class BatchLoss:
             loss = output.loss
         elif self.objective.answer_loss is not None:
             losses = self.objective.answer_loss(answers_of(output.log_f, batch, z0))
-            loss = losses.sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
+            weights = batch.weight[:: len(batch.weight) // len(losses)]  # of a pair, its chosen side's
+            loss = (losses * weights).sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
         else:
             log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
             loss = self.token_terms(batch, counts).loss(log_f, u)
@@ -181,7 +182,7 @@ class BatchLoss:
             weights = weights + self.objective.sft_coef * sft_term_weights(batch.labels, batch.mask, counts)
         if self.objective.nll_coef:
             weights = weights + self.objective.nll_coef * chosen_nll_weights(batch.answer_label, batch.mask, counts)
-        return weights
+        return weights * batch.weight[:, None]
 
 
 def answers_of(log_f: torch.Tensor, batch: Batch, z0: torch.Tensor) -> Answers:

@@ -51,8 +51,10 @@ class StartCheck:
         objective, counts = self._loss.objective, self._counts
         a_unit = objective.loss_at_prior or 0.0
         if objective.token_loss is not None:
-            return a_unit * token_weights(batch.mask, objective.reduction, counts).double().sum().item()
-        return a_unit * len(batch.labels) / counts.sequences
+            weights = token_weights(batch.mask, objective.reduction, counts) * batch.weight[:, None]
+            return a_unit * weights.double().sum().item()
+        of_units = batch.weight[:: counts.sequences // counts.units]
+        return a_unit * of_units.double().sum().item() / counts.units
 
     def _has_theory(self, largest_u: float) -> bool:
         """Whether the loss is the objective's own and nothing else, with g = 1/2 and no estimate in it."""

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.data.bad_rows import write_bad_rows
 from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.tokenise import Sample
@@ -67,6 +68,7 @@ class Result:
 class _Data:
     train_set: TrainingSet
     eval_set: TrainingSet | None
+    bad_rows: list[tuple[str, str]]
 
     @property
     def scored(self) -> list[Sample]:
@@ -110,6 +112,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
 
     folders = run_folders(config, tokenizer)
     strategy.from_rank_0(lambda: claim_folders(folders, config.ckpt.overwrite))
+    strategy.from_rank_0(lambda: write_bad_rows(config.ckpt.output_dir, data.bad_rows))
     check_export(config, tokenizer, strategy)
     actor, cache, starts_as_prior = _prepare_models(here, objective, start, data.scored, strategy, tokenizer, steps)
     trainer = PreferenceTrainer(
@@ -214,14 +217,18 @@ def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders
 
 
 def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    bad_rows = []
+
     def load(**source) -> TrainingSet:
-        samples = load_samples(
+        loaded = load_samples(
             config,
             tokenizer,
             pairs_only=objective.needs_pairs,
             keep=objective.keep,
             **source,
-        ).samples
+        )
+        samples = loaded.samples
+        bad_rows.extend(loaded.bad_rows)
         return TrainingSet(
             samples,
             unit_size=2 if objective.needs_pairs else 1,
@@ -231,8 +238,9 @@ def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTok
     data = config.data
     train_set = load(dataset=data.dataset, probs=data.dataset_probs, split=data.dataset_split)
     if not config.eval.dataset:
-        return _Data(train_set, None)
-    return _Data(train_set, load(dataset=config.eval.dataset, split=config.eval.split, max_samples=sys.maxsize))
+        return _Data(train_set, None, bad_rows)
+    eval_set = load(dataset=config.eval.dataset, split=config.eval.split, max_samples=sys.maxsize)
+    return _Data(train_set, eval_set, bad_rows)
 
 
 def _check_tokens(

@@ -30,7 +30,7 @@ _EXPORTED = (
         "merged_base*/*",
         ".export_trial_*/*",
     ),
-    *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md"),
+    *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md", "skipped_rows.jsonl"),
 )
 _CHECKPOINTS = ("global_step[0-9]*/*", "global_step[0-9]*/*/*")
 

@@ -38,6 +38,7 @@ STEPWISE = {"data.format": "stepwise"}
 ALPHAMATH = {"data.format": "alphamath", "data.annotation": "step"}
 UNPAIRED = {"data.format": "unpaired"}
 SIGNED = {"data.dataset": "{signed}", "data.annotation": "step", **STEPWISE}
+AUTO = {"data.format": "auto"}
 KTO_COLUMNS = {"data.input_key": "prompt", "data.output_key": "text", **UNPAIRED}
 
 # Another value of every flag that decides; where needed, with what the finished run has in common.
@@ -101,6 +102,12 @@ OTHER: dict[str, tuple[object, dict]] = {
     "data.pairing": ("match", {**UNPAIRED, "data.prompt_key": "same", "data.pairing": None}),
     "data.prefixes": ("true", {**STEPWISE, "data.annotation": "step"}),
     "data.neutral_step": ("positive", SIGNED),
+    "data.after_first_error": ("mask", {"data.dataset": "{first_error}", "data.annotation": "step", **AUTO}),
+    "data.placeholder_token": (
+        "<b>",
+        {"data.dataset": "{tagged}", "data.placeholder_token": "<a>", "data.annotation": "step", **AUTO},
+    ),
+    "data.whole_answers": (True, {"data.dataset": "{step_dpo}", **AUTO}),
     "data.layout_module": ("{layout}", {"data.format": "auto", "data.dataset": "{plain}"}),
     "data.step_threshold": (0.1, ALPHAMATH),
     "data.step_separator": ("; ", STEPWISE),
@@ -147,6 +154,8 @@ FREE = {
     "train.full_determinism_enable": None,
     "data.dataloader_num_workers": 1,
     "data.allow_empty_prompt": True,
+    "data.on_error": "skip",
+    "data.max_error_share": 0.5,
     "model.gradient_checkpointing_enable": True,
     "model.gradient_checkpointing_reentrant": True,
     "ref.offload": True,
@@ -204,6 +213,14 @@ def files(tiny_models, tmp_path_factory):
     paths["signed"] = write_jsonl(root / "signed.jsonl", [{**row, "labels": [0, -1]} for row in rows])
     plain = [{name: row[name] for name in ("prompt", "completion", "label")} for row in rows]
     paths["plain"] = write_jsonl(root / "plain.jsonl", plain)
+    steps = {"steps": ["a", "b", "c"], "final_answer_correct": False}
+    first_error = [{"problem": row["prompt"], **steps, "label": n % 2} for n, row in enumerate(rows)]
+    paths["first_error"] = write_jsonl(root / "first_error.jsonl", first_error)
+    tagged = [{"input": f"{n}? Step 1: a<a>b<b>c<a>d<b>", "value": ["+", "-"]} for n in range(6)]
+    paths["tagged"] = write_jsonl(root / "tagged.jsonl", tagged)
+    step_dpo = {"initial_reason_steps": "Step 1: a\nStep 2:", "full_chosen": " b\nStep 3: c", "full_rejected": " d"}
+    sides = {"chosen": " b", "rejected": " d", **step_dpo}
+    paths["step_dpo"] = write_jsonl(root / "step_dpo.jsonl", [{"prompt": row["prompt"], **sides} for row in rows])
     (root / "layout.py").write_text(
         "from pipa_openrlhf.data.layouts.unpaired import fits, read as right_way_round\n"
         "def read(row, where, index, flags):\n"
