@@ -20,6 +20,8 @@ from pipa_openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
 
+TIES = "rows without an answer to learn from (a tie, an empty tree)"
+
 
 class DataRun(Protocol):
     """What reading data takes of a command's settings."""
@@ -89,7 +91,7 @@ def load_samples(
     ]
     order = row_order(sources, probs, config.train.seed, limit)
     num_rows = len(order) + len(bad_rows.rows)  # those that are no JSON came to no order
-    records = _read_records(sources, readings, order, bad_rows)
+    records, num_ties = _read_records(sources, readings, order, bad_rows)
     bad_rows.check_share(num_rows, flags.max_error_share, str(dataset))
     check_prompts(sum(not record.prompt for record in records), len(records), str(dataset), flags)
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
@@ -111,9 +113,11 @@ def load_samples(
     log.info(
         f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped")
     )
+    if num_ties:
+        log.info(f"{dataset}: {num_ties} {TIES}")
     if not samples:
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
-    counts = dict(dropped.counts)
+    counts = dict(dropped.counts) | ({TIES: num_ties} if num_ties else {})
     if pairing != "auto":
         samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
     samples = _keep(samples, keep, str(dataset), counts)
@@ -129,15 +133,19 @@ def load_samples(
 
 def _read_records(
     sources: list[Rows], readings: list[Reading], order: list[tuple[int, int]], bad_rows: BadRows
-) -> list[Record]:
-    records = []
+) -> tuple[list[Record], int]:
+    """Records in order, and how many rows have none, such as a comparison that ends in a tie."""
+    records, num_ties = [], 0
     for index, (source, number) in enumerate(order):
         where, row = sources[source][number]
         try:
-            records += readings[source].records(row, where, index)
+            of_row = readings[source].records(row, where, index)
         except UserError as error:
             bad_rows.add(where, error)
-    return records
+            continue
+        records += of_row
+        num_ties += not of_row
+    return records, num_ties
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:

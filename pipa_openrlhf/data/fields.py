@@ -6,10 +6,12 @@ from typing import Any, NoReturn, TypeGuard
 from pipa_openrlhf.errors import UserError
 
 # A label, in lower case. The signs are Math-Shepherd's, the words those of public data.
-_TEXT_LABELS = {
-    **dict.fromkeys(("true", "1", "1.0", "+", "positive", "correct", "right", "good", "yes"), 1),
-    **dict.fromkeys(("false", "0", "0.0", "-1", "-1.0", "-", "negative", "incorrect", "wrong", "bad", "no"), 0),
-}
+_RIGHT = ("true", "1", "1.0", "+", "positive", "correct", "right", "good", "yes", "chosen", "desirable")
+_WRONG = (
+    *("false", "0", "0.0", "-1", "-1.0", "-", "negative", "incorrect", "wrong", "bad", "no"),
+    *("rejected", "undesirable"),
+)
+_TEXT_LABELS = {**dict.fromkeys(_RIGHT, 1), **dict.fromkeys(_WRONG, 0)}
 # What makes messages: OpenAI's keys, and ShareGPT's with their names of the roles.
 _ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},

@@ -2,25 +2,74 @@
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts import step_dpo
-from pipa_openrlhf.data.layouts.conversation import Answer, read_answer
+from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
-from pipa_openrlhf.data.layouts.prompts import read_prompt
+from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, read_prompt, to_prompt
 from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.errors import UserError
 
 COLUMNS = ("chosen", "rejected")
-READING = "a better and a worse answer; without a prompt column the prompt is what both begin with"
+READING = (
+    "a better and a worse answer; without a prompt column the prompt is what both begin with. Also `chosen_response` "
+    "/ `rejected_response`, `preferred_output` / `non_preferred_output`, `messages` that end with the better answer "
+    "beside `rejected_response`"
+)
 EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+
+SIDES = (COLUMNS, ("chosen_response", "rejected_response"), ("preferred_output", "non_preferred_output"))
+# The better answer is the last of the messages.
+REJECTED_ALONE = ("rejected_response", "rejected_messages")
+# What a column that says which side is better may be called.
+_COMPARES = ("prefer", "better", "winner", "choice", "label")
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has two answers, and no steps that go before both."""
-    return flags.chosen_key in row and flags.rejected_key in row and not step_dpo.fits(row, flags)
+    """Whether the row has this layout's columns; Step-DPO's rows have them and more."""
+    if "initial_reason_steps" in row or "full_chosen" in row or "original_chosen" in row:
+        return False
+    return _sides(row, flags) is not None or _rejected_alone(row, flags) is not None
+
+
+def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
+    """The flags as they are.
+
+    Raises:
+        UserError: the key flags name the sides while another column says which of them is better.
+    """
+    names = (flags.chosen_key, flags.rejected_key)
+    if names != COLUMNS and flags.format == "auto":
+        others = [name for name in rows[0] if name not in names and any(word in name for word in _COMPARES)]
+        if others:
+            raise UserError(
+                f"{dataset}: {others[0]!r} may say which of {names[0]!r} and {names[1]!r} is better, row by row; "
+                "leave the key flags out if it does, or give --data.format paired"
+            )
+    return flags
+
+
+def _sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
+    named = (flags.chosen_key, flags.rejected_key)
+    return next((two for two in (SIDES if named == COLUMNS else (named,)) if two[0] in row and two[1] in row), None)
+
+
+def _rejected_alone(row: dict, flags: DataConfig) -> str | None:
+    if (flags.chosen_key, flags.rejected_key) != COLUMNS or not fields.is_messages(row.get("messages")):
+        return None
+    return next((name for name in REJECTED_ALONE if row.get(name) is not None), None)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{prompt, chosen, rejected}``, with steps also ``rejected_labels`` (and ``chosen_labels``, default all 1)."""
-    chosen, rejected = (read_answer(row, name, where) for name in (flags.chosen_key, flags.rejected_key))
+    sides = _sides(row, flags)
+    alone = _rejected_alone(row, flags) if sides is None else None
+    prompt: str | list[dict] | None
+    if alone is not None:
+        messages = fields.messages(row["messages"], "messages", where)
+        chosen, rejected = to_answer(messages[-1:], "messages", where), _rejected(row, alone, where)
+        prompt = complete_prompt(row, "messages", to_prompt(messages[:-1], "messages", flags, where), flags, where)
+    else:
+        chosen, rejected = (read_answer(row, name, where) for name in sides or (flags.chosen_key, flags.rejected_key))
+        prompt = _read_prompt(row, flags, where)
     chosen_labels = _optional_labels(row, "chosen_labels", chosen, flags, where)
     rejected_labels = _optional_labels(row, "rejected_labels", rejected, flags, where)
     if chosen_labels is None and rejected_labels is not None:
@@ -30,12 +79,27 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         where,
         index,
         flags,
-        read_prompt(row, flags, where),
+        prompt,
         chosen,
         rejected,
         chosen_labels=chosen_labels,
         rejected_labels=rejected_labels,
     )
+
+
+def _read_prompt(row: dict, flags: DataConfig, where: str) -> str | list[dict] | None:
+    """The prompt; OpenAI's stands in ``input.messages``."""
+    name = prompt_column(row, flags)
+    value = None if name is None else row.get(name)
+    if isinstance(value, dict) and "messages" in value:
+        return to_prompt(value["messages"], f"{name}.messages", flags, where)
+    return read_prompt(row, flags, where)
+
+
+def _rejected(row: dict, name: str, where: str) -> Answer:
+    """The other answer, alone or at the end of the whole conversation."""
+    answer = read_answer(row, name, where)
+    return answer if answer.messages is None else to_answer(answer.messages[-1:], name, where)
 
 
 def _optional_labels(row: dict, name: str, answer: Answer, flags: DataConfig, where: str) -> list[int | None] | None:

@@ -62,7 +62,8 @@ def _turns_before(row: dict, where: str) -> list[dict]:
     """Messages of the system text and of ``history``, a list of [question, answer]."""
     system = next((text for name in SYSTEM if (text := fields.optional_text(row, name, where))), "")
     before = [{"role": "system", "content": system}] if system else []
-    for number, turn in enumerate(row.get("history") or []):
+    turns = row.get("history")
+    for number, turn in enumerate(turns if isinstance(turns, list) else []):
         place = f"history[{number}]"
         if not isinstance(turn, list) or len(turn) != 2:
             fields.refuse(where, f"{place!r} is {fields.show(turn)}", "give [question, answer]")

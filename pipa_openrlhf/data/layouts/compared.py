@@ -1,0 +1,98 @@
+"""Two answers to one prompt and a column that says which is better: HelpSteer, PKU-SafeRLHF, HALOs, SHP, arenas."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipa_openrlhf.config import DataConfig
+from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts.conversation import read_answer
+from pipa_openrlhf.data.layouts.pairs import pair_records
+from pipa_openrlhf.data.layouts.prompts import read_prompt
+from pipa_openrlhf.data.record import Record
+
+
+def _by_sign(value: object, name: str, where: str) -> int | None:
+    """A strength from -3 to 3: below 0 the first is better."""
+    number = _number(value)
+    if number is None or not -3 <= number <= 3:
+        fields.refuse(
+            where, f"{name!r} is {fields.show(value)}", "give a number from -3 (the first) to 3 (the second)"
+        )
+    return None if number == 0 else int(number > 0)
+
+
+def _by_index(value: object, name: str, where: str) -> int:
+    """0 or 1, the number of the better one."""
+    return fields.label(value, name, where)
+
+
+def _by_first(value: object, name: str, where: str) -> int:
+    """1 where the first is better, else 0."""
+    return 1 - fields.label(value, name, where)
+
+
+def _by_winner(value: object, name: str, where: str) -> int | None:
+    """``model_a`` or ``model_b``; anything else that begins with "tie" is a tie."""
+    word = str(value).strip().lower()
+    if word.startswith("tie"):
+        return None
+    if word not in ("a", "b", "model_a", "model_b"):
+        fields.refuse(where, f"{name!r} is {fields.show(value)}", "give model_a, model_b or tie")
+    return int(word.endswith("b"))
+
+
+def _number(value: object) -> float | None:
+    try:
+        return None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except ValueError:
+        return None
+
+
+class Comparison(NamedTuple):
+    """Columns of two answers, and of which is better: 0 the first, 1 the second, None neither."""
+
+    first: str
+    second: str
+    better: str
+    read: Callable[[object, str, str], int | None]
+
+
+COMPARISONS = (
+    Comparison("response_1", "response_2", "preference_strength", _by_sign),
+    Comparison("response1", "response2", "overall_preference", _by_sign),
+    Comparison("response_0", "response_1", "better_response_id", _by_index),
+    Comparison("output_A", "output_B", "label", _by_first),
+    Comparison("human_ref_A", "human_ref_B", "labels", _by_first),
+    Comparison("response_a", "response_b", "winner", _by_winner),
+    Comparison("conversation_a", "conversation_b", "winner", _by_winner),
+)
+COLUMNS = ("response1 and response2", "overall_preference")
+READING = (
+    "two answers, the better one by its column (" + ", ".join(f"`{one.better}`" for one in COMPARISONS[:-1]) + "); a "
+    "tie is no pair"
+)
+EXAMPLE = {"prompt": "1+1=", "response_1": "3", "response_2": "2", "preference_strength": 2}
+
+
+def _comparison(row: dict) -> Comparison | None:
+    return next((one for one in COMPARISONS if all(name in row for name in one[:3])), None)
+
+
+def fits(row: dict, flags: DataConfig) -> bool:
+    """Whether the row has the columns of one of the comparisons."""
+    return _comparison(row) is not None
+
+
+def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
+    """A pair, or nothing where the answers are equally good."""
+    found = _comparison(row)
+    if found is None:
+        fields.refuse(where, "no two answers and a column that compares them", "see docs/data.md for their names")
+    better = found.read(fields.column(row, found.better, where), found.better, where)
+    answers = [read_answer(row, name, where) for name in (found.first, found.second)]
+    # SHP's post; elsewhere `history` is the turns before the prompt.
+    is_post = isinstance(row.get("history"), str)
+    prompt = fields.text(row["history"], "history", where) if is_post else read_prompt(row, flags, where)
+    if better is None:
+        return []
+    return pair_records(row, where, index, flags, prompt, answers[better], answers[1 - better])
