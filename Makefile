@@ -18,6 +18,7 @@ test: ## everything
 
 docs: ## the pages that are written by a program
 	python scripts/make_flags_page.py
+	python scripts/make_layouts_table.py
 
 lock: ## constraints.txt, from what is installed in .venv
 	python scripts/lock.py

@@ -228,5 +228,5 @@ def _load_own(path: str) -> ModuleType:
         raise UserError(f"{flag}: cannot be imported ({first_line(error)}); correct it") from error
     missing = [function for function in ("fits", "read") if not callable(getattr(module, function, None))]
     if missing:
-        raise UserError(f"{flag}: it has no {' and no '.join(missing)}; see docs/extending.md")
+        raise UserError(f"{flag}: it has no {' and no '.join(missing)}; see docs/data.md")
     return module
