@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from pipa_openrlhf.data.bad_rows import BadRows
 from pipa_openrlhf.data.json_rows import decode, is_json_path, read_json_texts
 from pipa_openrlhf.errors import UserError, first_line
+from pipa_openrlhf.hub import hub_answers
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,6 @@ Rows = list[tuple[str, dict]]
 
 _FILES = (".csv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_HUB_TIMEOUT = 5  # seconds; the hub answers well within
 
 
 def dataset_names(dataset: str | None) -> list[str]:
@@ -124,7 +124,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
     if path.lower().endswith(_FILES) or is_json_path(path):
         split = "train"  # the name that `datasets` gives to the only split of a file
     is_remote = not os.path.exists(path) and "://" not in path and not use_ms
-    reachable = not is_remote or _hub_answers(path)
+    reachable = not is_remote or _is_on_hub(path)
     with _quiet(offline=not reachable):
         try:
             table = _load(name, split, max_samples, use_ms)
@@ -216,24 +216,24 @@ def _check_path(path: str) -> None:
         raise UserError(f"{path}: no such file or folder; check --data.dataset")
 
 
-def _hub_answers(name: str) -> bool:
+def _is_on_hub(name: str) -> bool:
     """Whether the hub can be reached, without the half minute of retries that loading would spend on it.
 
     Raises:
         UserError: it can, and has no such data set.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
+    if not hub_answers():
+        return False
     try:
-        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT)
+        HfApi().dataset_info(name)
     except RepositoryNotFoundError:
         remedy = "check the name, or set HF_TOKEN if it is private"
         raise UserError(f"{name}: no such file or folder here and no such data set on the hub; {remedy}") from None
-    except HfHubHTTPError:
-        pass  # it answered; loading will say what is wrong
-    except Exception:  # the network's own exceptions depend on the http library in use
-        return False
+    except Exception:  # it answered: loading will say what is wrong
+        pass
     return True
 
 

@@ -1,14 +1,11 @@
 """Load tokenizers and causal language models from a hub name, a folder, or an adapter folder."""
 
-import functools
 import logging
 import os
 import sys
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -30,6 +27,7 @@ from transformers.utils.import_utils import (
 from pipa_openrlhf.distributed.devices import on_cpu
 from pipa_openrlhf.distributed.upstream import patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError, first_line
+from pipa_openrlhf.hub import hub_answers
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter, merge_adapter, root_model
 
 log = logging.getLogger(__name__)
@@ -40,17 +38,6 @@ _FLASH_PACKAGES = {
     "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
     "flash_attention_4": (is_flash_attn_4_available, "flash-attn-4"),
 }
-_HUB_TIMEOUT = 5  # seconds; the hub answers well within
-
-
-@functools.cache
-def _hub_answers() -> bool:
-    """Whether the hub can be reached, asked once: loading would spend most of a minute on retries."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
-    except Exception:  # the network's own exceptions depend on the http library in use
-        return False
-    return True
 
 
 def use_modelscope() -> None:
@@ -62,7 +49,7 @@ def use_modelscope() -> None:
 
 def only_from_disk(path: str) -> bool:
     """True for a name that must come from the local cache, because the hub cannot be reached."""
-    return not os.path.isdir(path) and "modelscope" not in sys.modules and not _hub_answers()
+    return not os.path.isdir(path) and "modelscope" not in sys.modules and not hub_answers()
 
 
 def resolve_attention(name: str, param_dtype: str) -> str:

@@ -1,7 +1,5 @@
 """Files of every kind, folders, several data sets, and names that lead nowhere."""
 
-import time
-
 import datasets
 import pytest
 
@@ -131,22 +129,18 @@ def test_no_data_set_named(dataset):
 
 @pytest.mark.parametrize("name", ["nowhere.parquet", "./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere"])
 def test_a_wrong_path_fails_without_the_network(monkeypatch, name):
-    monkeypatch.setattr(sources, "_hub_answers", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(sources, "hub_answers", lambda: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such file or folder; check --data.dataset"):
         read(name)
 
 
-def test_an_unreachable_hub_fails_soon(monkeypatch):
+def test_an_unreachable_hub_is_asked_nothing(monkeypatch):
     from huggingface_hub import HfApi
 
-    def unreachable(*_args, **_kwargs):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
-    start = time.monotonic()
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_args, **_options: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="nobody/nothing: cannot be read .*the hub cannot be reached"):
         read("nobody/nothing")
-    assert time.monotonic() - start < 10
 
 
 def test_a_hub_without_that_data_set(monkeypatch):
@@ -156,6 +150,7 @@ def test_a_hub_without_that_data_set(monkeypatch):
     def not_found(*_args, **_kwargs):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
     monkeypatch.setattr(HfApi, "dataset_info", not_found)
     with pytest.raises(UserError, match="no such data set on the hub"):
         read("nobody/nothing")
