@@ -34,7 +34,8 @@ from pipa_openrlhf.model.own_forward import (
     use_eager_attention,
 )
 from pipa_openrlhf.model.policy import PolicyActor
-from pipa_openrlhf.prior.cache import PriorCache, entry_key
+from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.prior.key import entry_key
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,10 @@ from safetensors.torch import save_file
 
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.prior.key import KEY_BYTES, entry_key
 
 FORMAT_VERSION = 1
-_KEY_BYTES = 16
-_KEY_TYPE = f"S{_KEY_BYTES}"
-
-
-def entry_key(sample: Sample) -> bytes:
-    """Key of a sample's response within its prior's folder."""
-    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
-    digest.update(np.int64(sample.prompt_len).tobytes())
-    digest.update(np.ascontiguousarray(sample.input_ids, dtype=np.int32).tobytes())
-    return digest.digest()
+_KEY_TYPE = f"S{KEY_BYTES}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Identity of a model's weights as used, and of the log-probs that they give."""
+"""Identity of a model's weights as used, of the log-probs that they give, and of each answer that they score."""
 
 import glob
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 from typing import cast
 
+import numpy as np
 import peft.utils
 import transformers
 from transformers.utils import (
@@ -17,12 +18,14 @@ from transformers.utils import (
 )
 from transformers.utils.hub import extract_commit_hash
 
+from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.model.loading import only_from_disk
 
 # Raised when this package computes other log-probs from the same weights and tokens than it did before.
 NUMERICS_VERSION = 1
+KEY_BYTES = 16
 
 # What a config says about the software or the run that wrote it, not about the function the weights compute.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
@@ -30,6 +33,14 @@ _INCIDENTAL_ADAPTER = {"base_model_name_or_path", "inference_mode", "revision", 
 # In the order in which transformers and PEFT look for them.
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _ADAPTER_WEIGHTS = (peft.utils.SAFETENSORS_WEIGHTS_NAME, peft.utils.WEIGHTS_NAME)
+
+
+def entry_key(sample: Sample) -> bytes:
+    """Key of a sample's response within its prior's folder."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(np.int64(sample.prompt_len).tobytes())
+    digest.update(np.ascontiguousarray(sample.input_ids, dtype=np.int32).tobytes())
+    return digest.digest()
 
 
 def prior_id(path: str, memory_dir: str) -> str:

@@ -11,7 +11,8 @@ from samples import random_samples
 from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.prior.cache import PriorCache, entry_key
+from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.prior.key import entry_key
 
 SAMPLES = random_samples([(3, 4), (2, 7), (0, 5), (4, 1)], 50)
 
