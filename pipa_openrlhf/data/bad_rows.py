@@ -18,11 +18,21 @@ class BadRows:
 
     Args:
         skip: go on without them; otherwise the first one ends the reading.
+
+    Attributes:
+        rows: place and reason of each.
+        num_unparsed: how many of them are no JSON.
     """
 
     def __init__(self, skip: bool):
         self._skip = skip
         self.rows: list[tuple[str, str]] = []
+        self.num_unparsed = 0
+
+    def add_unparsed(self, where: str, error: UserError) -> None:
+        """Note a text that did not become a row. Raises as :meth:`add` does."""
+        self.add(where, error)
+        self.num_unparsed += 1
 
     def add(self, where: str, error: UserError) -> None:
         """Note a row.

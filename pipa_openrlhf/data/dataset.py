@@ -3,6 +3,7 @@
 import logging
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from pipa_openrlhf.data.chat import use_chat_template
 from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, check_prompts, choose_reading
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template
-from pipa_openrlhf.data.sources import Rows, dataset_names, read_sources, row_order
+from pipa_openrlhf.data.sources import read_sources, rows_in_order
 from pipa_openrlhf.data.tokenise import Sample, tokenise
 from pipa_openrlhf.errors import UserError
 
@@ -84,40 +85,27 @@ def load_samples(
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
     bad_rows = BadRows(skip=flags.on_error == "skip")
-    sources = read_sources(dataset, split, limit, bad_rows, config.use_ms)
-    readings = [
-        choose_reading(rows[:SAMPLE_SIZE], name, flags)
-        for name, rows in zip(dataset_names(dataset), sources, strict=True)
-    ]
-    order = row_order(sources, probs, config.train.seed, limit)
-    num_rows = len(order) + len(bad_rows.rows)  # those that are no JSON came to no order
-    records, num_ties = _read_records(sources, readings, order, bad_rows)
-    bad_rows.check_share(num_rows, flags.max_error_share, str(dataset))
-    check_prompts(sum(not record.prompt for record in records), len(records), str(dataset), flags)
+    sources = read_sources(dataset, split, limit, bad_rows, config.use_ms, SAMPLE_SIZE)
+    readings = [choose_reading(source.sample, source.name, flags) for source in sources]
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
-    if pairing == "given" and any(record.pair_id is None for record in records):
-        raise UserError(
-            f"{dataset} holds single answers and pairs are wanted: give --data.pairing match to match "
-            "each right answer with a wrong one of the same problem"
-        )
-    if flags.annotation == "step":
-        check_step_labels(records)
-
+    read = _Records(readings, rows_in_order(sources, probs, config.train.seed, limit), bad_rows)
     samples, dropped = tokenise(
-        records,
+        _checked(read, str(dataset), pairing, flags.annotation),
         tokenizer,
         max_len=flags.max_len,
         annotation=flags.annotation,
         step_separator=flags.step_separator,
     )
+    bad_rows.check_share(read.num_rows + bad_rows.num_unparsed, flags.max_error_share, str(dataset))
+    check_prompts(read.num_without_prompt, read.num_records, str(dataset), flags)
     log.info(
         f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped")
     )
-    if num_ties:
-        log.info(f"{dataset}: {num_ties} {TIES}")
+    if read.num_ties:
+        log.info(f"{dataset}: {read.num_ties} {TIES}")
     if not samples:
         raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
-    counts = dict(dropped.counts) | ({TIES: num_ties} if num_ties else {})
+    counts = dict(dropped.counts) | ({TIES: read.num_ties} if read.num_ties else {})
     if pairing != "auto":
         samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
     samples = _keep(samples, keep, str(dataset), counts)
@@ -125,27 +113,57 @@ def load_samples(
         samples=samples,
         dropped=counts,
         format=", ".join(dict.fromkeys(reading.layout for reading in readings)),
-        num_records=len(records),
-        label_sources=Counter(one.label_source for one in records),
+        num_records=read.num_records,
+        label_sources=read.label_sources,
         bad_rows=bad_rows.rows,
     )
 
 
-def _read_records(
-    sources: list[Rows], readings: list[Reading], order: list[tuple[int, int]], bad_rows: BadRows
-) -> tuple[list[Record], int]:
-    """Records in order, and how many rows have none, such as a comparison that ends in a tie."""
-    records, num_ties = [], 0
-    for index, (source, number) in enumerate(order):
-        where, row = sources[source][number]
-        try:
-            of_row = readings[source].records(row, where, index)
-        except UserError as error:
-            bad_rows.add(where, error)
-            continue
-        records += of_row
-        num_ties += not of_row
-    return records, num_ties
+class _Records:
+    """Records of rows, made as they are asked for, and counted.
+
+    Attributes:
+        num_ties: rows that have none, such as a comparison that ends in a tie.
+    """
+
+    def __init__(self, readings: list[Reading], rows: Iterator[tuple[int, str, dict]], bad_rows: BadRows):
+        self._readings, self._rows, self._bad_rows = readings, rows, bad_rows
+        self.num_rows = self.num_records = self.num_ties = self.num_without_prompt = 0
+        self.label_sources: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Record]:
+        for index, (source, where, row) in enumerate(self._rows):
+            self.num_rows += 1
+            try:
+                records = self._readings[source].records(row, where, index)
+            except UserError as error:
+                self._bad_rows.add(where, error)
+                continue
+            self.num_records += len(records)
+            self.num_ties += not records
+            self.num_without_prompt += sum(not record.prompt for record in records)
+            self.label_sources.update(record.label_source for record in records)
+            yield from records
+
+
+def _checked(records: Iterable[Record], dataset: str, pairing: str, annotation: str) -> Iterator[Record]:
+    """The records, as long as they have what the flags ask of each.
+
+    Raises:
+        UserError: pairs or step labels are wanted, and a record is no side of a pair or has no step labels.
+    """
+    for record in records:
+        if pairing == "given" and record.pair_id is None:
+            raise UserError(
+                f"{dataset} holds single answers and pairs are wanted: give --data.pairing match to match "
+                "each right answer with a wrong one of the same problem"
+            )
+        if annotation == "step" and record.step_labels is None:
+            raise UserError(
+                f"{record.where}: --data.annotation step, but this answer has no step labels; "
+                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
+            )
+        yield record
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
@@ -194,20 +212,6 @@ def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int
 
 
 KEEP = {"positive": (1,), "negative": (0,), "all": (0, 1)}
-
-
-def check_step_labels(records: list[Record]) -> None:
-    """Refuse ``--data.annotation step`` on data without step labels.
-
-    Raises:
-        UserError: names the first record that has none.
-    """
-    for record in records:
-        if record.step_labels is None:
-            raise UserError(
-                f"{record.where}: --data.annotation step, but this answer has no step labels; "
-                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
-            )
 
 
 def match_pairs(samples: list[Sample], seed: int) -> list[Sample]:

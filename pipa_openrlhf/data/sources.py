@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -57,31 +58,70 @@ def parse_probabilities(text: str, num_datasets: int) -> list[float]:
     return weights
 
 
+class Source:
+    """One data set, read row by row.
+
+    Attributes:
+        name: file, folder or hub name.
+        sample: its first rows, at most ``sample_size``.
+    """
+
+    def __init__(self, name: str, rows: Iterator[tuple[str, dict]], sample_size: int):
+        self.name = name
+        self.sample = list(itertools.islice(rows, sample_size))
+        self._rest = rows
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        """``(where, row)`` of all rows; once."""
+        count = 0
+        for row in itertools.chain(self.sample, self._rest):
+            count += 1
+            yield row
+        log.info(f"{self.name}: {count} rows")
+
+
 def read_sources(
-    dataset: str | None, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool = False
-) -> list[Rows]:
-    """``(where, row)`` of the rows of each data set, at most ``max_samples`` of each.
+    dataset: str | None, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool = False, sample_size: int = 1
+) -> list[Source]:
+    """The data sets, each with at most ``max_samples`` rows.
 
     Args:
         dataset: files, folders or hub names, comma-separated.
 
     Raises:
-        UserError: a data set does not exist or cannot be read.
+        UserError: a data set does not exist, cannot be read or is empty.
     """
-    return [_read_one(name, split, max_samples, bad_rows, use_ms) for name in dataset_names(dataset)]
+    sources = []
+    for name in dataset_names(dataset):
+        is_json = is_json_path(name) and "://" not in name
+        rows = (
+            _read_json(name, split, max_samples, bad_rows)
+            if is_json
+            else _read_with_openrlhf(name, split, max_samples, use_ms)
+        )
+        source = Source(name, rows, sample_size)
+        if not source.sample:
+            raise UserError(f"{name}: no rows; give a data set that has some")
+        sources.append(source)
+    return sources
 
 
-def row_order(sources: list[Rows], probs: str | None, seed: int, max_samples: int) -> list[tuple[int, int]]:
-    """``(source, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+def rows_in_order(
+    sources: list[Source], probs: str | None, seed: int, max_samples: int
+) -> Iterator[tuple[int, str, dict]]:
+    """``(source, where, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``, which
+    holds all rows in memory.
 
     Raises:
         UserError: ``probs`` are no probabilities of that many data sets.
     """
     if probs is None:
-        order = [(number, row) for number, rows in enumerate(sources) for row in range(len(rows))]
-    else:
-        order = interleave_order(sources, parse_probabilities(probs, len(sources)), seed)
-    return order[:max_samples]
+        in_turn = ((number, where, row) for number, source in enumerate(sources) for where, row in source)
+        return itertools.islice(in_turn, max_samples)
+    weights = parse_probabilities(probs, len(sources))
+    rows = [list(source) for source in sources]
+    order = interleave_order(rows, weights, seed)[:max_samples]
+    return ((number, *rows[number][row]) for number, row in order)
 
 
 def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list[tuple[int, int]]:
@@ -96,29 +136,18 @@ def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list
     return list(zip(mixed["source"], mixed["row"], strict=True))
 
 
-def _read_one(name: str, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool) -> Rows:
-    if is_json_path(name) and "://" not in name:
-        rows = _read_json(name, split, max_samples, bad_rows)
-    else:
-        rows = _read_with_openrlhf(name, split, max_samples, use_ms)
-    if not rows:
-        raise UserError(f"{name}: no rows; give a data set that has some")
-    log.info(f"{name}: {len(rows)} rows")
-    return rows
-
-
-def _read_json(name: str, split: str, max_samples: int, bad_rows: BadRows) -> Rows:
-    rows = []
+def _read_json(name: str, split: str, max_samples: int, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
     for line, text in itertools.islice(read_json_texts(name, split), max_samples):
         where = f"{name} line {line}"
         try:
-            rows.append((where, decode(text, where)))
+            row = decode(text, where)
         except UserError as error:
-            bad_rows.add(where, error)
-    return rows
+            bad_rows.add_unparsed(where, error)
+        else:
+            yield where, row
 
 
-def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
+def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Iterator[tuple[str, dict]]:
     path = name.split("@")[0].strip()
     _check_path(path)
     if path.lower().endswith(_FILES) or is_json_path(path):
@@ -137,7 +166,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
             if not reachable:
                 reason = "no such file or folder here, and the hub cannot be reached"
             raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
-    return [(f"{name} row {number}", row) for number, row in enumerate(table, start=1)]
+    return ((f"{name} row {number}", row) for number, row in enumerate(table, start=1))
 
 
 def _load(name: str, split: str, max_samples: int, use_ms: bool):

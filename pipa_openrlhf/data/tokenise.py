@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -56,14 +57,14 @@ class _Tokens:
 
 
 def tokenise(
-    records: list[Record],
+    records: Iterable[Record],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_len: int,
     annotation: str = "answer",
     step_separator: str = "\n",
 ) -> tuple[list[Sample], Dropped]:
-    """Samples in the order of their records, and what was dropped.
+    """Samples in the order of their records, of which some hundreds are in memory at once, and what was dropped.
 
     Raises:
         UserError: the tokenizer has no eos token.
@@ -72,8 +73,9 @@ def tokenise(
         raise UserError("the tokenizer has no eos token: set eos_token in its tokenizer_config.json")
     samples: list[Sample] = []
     dropped = Dropped()
-    for start in range(0, len(records), _CHUNK):
-        usable = list(_render_all(records[start : start + _CHUNK], tokenizer, step_separator, dropped))
+    left = iter(records)
+    while chunk := list(islice(left, _CHUNK)):
+        usable = list(_render_all(chunk, tokenizer, step_separator, dropped))
         tokens = _tokenise_all([rendered for _, rendered in usable], tokenizer)
         for (record, _), outcome in zip(usable, tokens, strict=True):
             sample = outcome if isinstance(outcome, str) else _sample(record, outcome, tokenizer, annotation)

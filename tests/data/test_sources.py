@@ -5,13 +5,13 @@ import pytest
 
 from pipa_openrlhf.data import sources
 from pipa_openrlhf.data.bad_rows import BadRows
-from pipa_openrlhf.data.sources import read_sources, row_order
+from pipa_openrlhf.data.sources import read_sources, rows_in_order
 from pipa_openrlhf.errors import UserError
 
 
 def read(dataset, probs=None, split="train", max_samples=1_000_000, seed=42):
     found = read_sources(dataset, split, max_samples, BadRows(skip=False))
-    return [found[source][row] for source, row in row_order(found, probs, seed, max_samples)]
+    return [(where, row) for _, where, row in rows_in_order(found, probs, seed, max_samples)]
 
 
 def table(name: str, count: int) -> datasets.Dataset:
