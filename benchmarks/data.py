@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from inputs import ROOT
-from measure import origin
+from measure import print_head
 
 SIDES = ("ours", "datasets.map")
 
@@ -30,7 +30,9 @@ def write_rows(path: Path, count: int) -> None:
     draw = random.Random(0)
     with open(path, "w") as file:
         for number in range(count):
-            steps = [f"Step {step}: {' '.join(draw.choices(words, k=38))} = {draw.randrange(999)}" for step in range(8)]
+            steps = [
+                f"Step {step}: {' '.join(draw.choices(words, k=38))} = {draw.randrange(999)}" for step in range(8)
+            ]
             row = {"prompt": f"Problem {number}: {' '.join(draw.choices(words, k=30))}?", "completions": steps}
             file.write(json.dumps({**row, "labels": [draw.random() < 0.7 for _ in steps]}) + "\n")
 
@@ -94,7 +96,7 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options.side, options.path, options.model)))
         return
-    print(origin())
+    print_head()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, options.rows)
@@ -103,7 +105,11 @@ def main() -> None:
             words = ["--model", options.model, "--side", side, "--path", str(path)]
             quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
-                [sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, env={**os.environ, **quiet}, check=True
+                [sys.executable, __file__, *words],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **quiet},
+                check=True,
             )
             found[side] = json.loads(done.stdout.splitlines()[-1])
     print(f"{options.rows} rows of {found['ours']['tokens'] / options.rows:.0f} tokens")

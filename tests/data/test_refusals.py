@@ -140,10 +140,10 @@ def test_a_named_prompt_column_must_exist(make_args, tokenizers, write_rows):
 
 
 def test_unknown_columns_name_what_there_is_and_what_is_needed(make_args, tokenizers, write_rows):
-    path = write_rows([{"question": "Q", "answer": "A"}])
+    path = write_rows([{"query_text": "Q", "reply": "A"}])
     with pytest.raises(UserError) as error:
         load_samples(make_args(), tokenizers["bytes"], dataset=path)
-    assert f"{path} line 1: no known format has the columns question, answer" in str(error.value)
+    assert f"{path} line 1: no known format has the columns query_text, reply" in str(error.value)
     assert "unpaired (completion and label)" in str(error.value)
 
 

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts import prompts
+from pipa_openrlhf.data.layouts.unlabelled import why_unlabelled
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.errors import UserError, first_line
 
@@ -40,8 +40,9 @@ LAYOUTS = (
     "step_dpo",
     "compared",
     "ranked",
+    "answers",
     "best_of_n",
-    "solutions",
+    "model_solutions",
 )
 
 # Rows that decide the layout of a data set.
@@ -147,7 +148,8 @@ def _detect(sample: list[tuple[str, dict]], flags: DataConfig) -> str:
     most = max(votes.values())
     if most == 0:
         where, row = sample[0]
-        return fields.refuse(where, _no_layout(row), _remedy(row))
+        other = (_no_layout(row), "rename them, see docs/data.md, or give --data.layout_module")
+        return fields.refuse(where, *(why_unlabelled(row) or other))
     if flags.layout_module and votes[_own_name(flags.layout_module)]:
         return _own_name(flags.layout_module)
     best = [name for name, count in votes.items() if count == most]
@@ -162,24 +164,6 @@ def _no_layout(row: dict) -> str:
         f"{name} ({' and '.join(_layout(name, None).COLUMNS)})" for name in ("paired", "stepwise", "unpaired")
     )
     return f"no known format has the columns {', '.join(map(str, row)) or '(none)'}: neither {known} nor another"
-
-
-def _remedy(row: dict) -> str:
-    """What to do about a row that no layout fits."""
-    known = ("solution", "answer", "answers", *_layout("unpaired", None).ANSWERS, "text", "messages")
-    answers = [name for name in known if name in row]
-    if answers and any(name in row for name in ("problem", "question")):
-        return (
-            "these are problems with reference solutions, which are no labelled answers: make some by "
-            "python -m pipa_openrlhf.cli.sample, or add a label to each row"
-        )
-    if answers and "label" in row:
-        return f"'label' is {fields.show(row['label'])}, which does not say whether {answers[0]!r} is right"
-    if answers:
-        return f'no column says whether {answers[0]!r} is right: add "label": true or false to each row'
-    if any(name in row for name in prompts.NAMES):
-        return "these are prompts without answers: make labelled ones by python -m pipa_openrlhf.cli.sample"
-    return "rename them, see docs/data.md, or give --data.layout_module"
 
 
 def _report(reading: Reading, rows: list[Row], dataset: str, given: DataConfig) -> None:

@@ -1,84 +1,103 @@
-"""Single answers, each right or wrong."""
+"""Single answers, each right or wrong: the data of KTO and of OREO, rollouts with a reward."""
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts import tagged
+from pipa_openrlhf.data.layouts import first_error, sign_turns, tagged
+from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS, answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
-from pipa_openrlhf.data.layouts.prompts import complete_prompt, to_prompt
+from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, to_prompt
 from pipa_openrlhf.data.record import Record
 
 COLUMNS = ("completion", "label")
 READING = (
-    "one answer, right or wrong. Also `response`, `output`, `answer`, `solution` or `generation` beside `label`, "
-    "`is_correct`, `correct`, `score`, `reward` or `acc` that is 1 or 0, and `messages` or `conversations` whose last "
-    "one is the answer"
+    "one answer, right or wrong; the answer is `completion`, `response`, `output`, ... or the last of `messages`; the "
+    "label is `label`, `is_correct`, `kto_tag`, ..., or `score` or `reward` where they are 1 or 0"
 )
 EXAMPLE = {"prompt": "1+1=", "completion": "2", "label": True}
 
-ANSWERS = ("completion", "response", "output", "answer", "solution", "generation")
-LABELS = ("label", "is_correct", "correct", "score", "reward", "acc")
-CONVERSATIONS = ("messages", "conversations", "conversation")
-
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has an answer and a label of it."""
+    """Whether the row has an answer and a label, or the user named them, and they are not those of steps."""
     if flags.input_key:
         return not tagged.fits(row, flags)
-    return _label_name(row, flags) is not None and (_answer_name(row) or _conversation(row)) is not None
+    if (flags.chosen_key in row and flags.rejected_key in row) or isinstance(row.get("steps"), list):
+        return False
+    labelled = flags.label_key in row if flags.label_key else bool(label_columns(row))
+    answered = bool(answer_columns(row)) or _conversation(row) is not None
+    return labelled and answered and not any(one.fits(row, flags) for one in (tagged, first_error, sign_turns))
 
 
-def _label_name(row: dict, flags: DataConfig) -> str | None:
-    if flags.label_key:
-        return flags.label_key if flags.label_key in row else None
-    if row.get(LABELS[0]) is not None or LABELS[0] in row:
-        return None if isinstance(row[LABELS[0]], list | dict) and len(row[LABELS[0]]) != 1 else LABELS[0]
-    return next((name for name in LABELS if fields.is_label(row.get(name))), None)
-
-
-def _answer_name(row: dict) -> str | None:
-    return next((name for name in ANSWERS if _is_answer(row.get(name)) or (name == ANSWERS[0] and name in row)), None)
-
-
-def _is_answer(value: object) -> bool:
-    texts = isinstance(value, list) and bool(value) and all(isinstance(step, str) for step in value)
-    return isinstance(value, str) or texts or fields.is_messages(value)
+def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
+    """``{prompt, completion, label}``, or the columns that ``--data.input_key`` and its like name."""
+    if flags.input_key:
+        return [_by_keys(row, where, flags, flags.input_key, flags.label_key or "label")]
+    names = answer_columns(row)
+    if len(names) > 1:
+        problem = f"{' and '.join(map(repr, names))} may both be the answer"
+        fields.refuse(where, problem, "name the columns by --data.input_key and --data.output_key")
+    name = names[0] if names else _conversation(row)
+    label = _label(row, flags, where)
+    if name == "responses" and isinstance(row[name], list) and len(row[name]) > 1:
+        fields.refuse(where, f"one label for {len(row[name])} 'responses'", "give a list with one label each")
+    if name is None:
+        name = COLUMNS[0]  # that it is missing, null or something else is said below
+    answer = read_answer(row, name, where)
+    if _is_whole(row, name, answer, flags):
+        return [_whole(row, name, answer, label, flags, where)]
+    conversation = join(needed_prompt(row, answer, flags, where), answer, flags, where)
+    _check_no_answer_in(conversation.prompt, answer, where)
+    return [make_record(row, where, conversation, step_labels=None, answer_label=label)]
 
 
 def _conversation(row: dict) -> str | None:
     return next((name for name in CONVERSATIONS if fields.is_messages(row.get(name))), None)
 
 
-def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
-    """``{prompt, completion, label}``, its like, or the columns that ``--data.input_key`` and its like name."""
-    label_name = _label_name(row, flags) or flags.label_key or LABELS[0]
-    if flags.input_key:
-        prompt, answer = _by_keys(row, where, flags, flags.input_key, label_name)
-    elif (name := _answer_name(row)) is None and (whole := _conversation(row)) is not None:
-        prompt, answer = _split(row, whole, where, flags)
-    else:
-        answer = read_answer(row, name or ANSWERS[0], where)
-        prompt = needed_prompt(row, answer, flags, where)
-    answer_label = fields.label(fields.column(row, label_name, where), label_name, where)
-    return [make_record(row, where, join(prompt, answer, flags, where), step_labels=None, answer_label=answer_label)]
+def _label(row: dict, flags: DataConfig, where: str) -> int:
+    if flags.label_key:
+        return fields.label(fields.column(row, flags.label_key, where), flags.label_key, where)
+    return one_label(row, "", where)
 
 
-def _by_keys(row: dict, where: str, flags: DataConfig, input_key: str, label_key: str) -> tuple:
-    """Without ``--data.output_key``, the input is a whole conversation."""
+def _is_whole(row: dict, name: str, answer: Answer, flags: DataConfig) -> bool:
+    """Whether the answer's column has the prompt too, though a text of it may stand in another."""
+    if name in CONVERSATIONS:
+        return True
+    prompt = prompt_column(row, flags)
+    begins = answer.messages is not None and answer.messages[0]["role"] != "assistant"
+    return begins and (prompt is None or isinstance(row.get(prompt), str))
+
+
+def _whole(row: dict, name: str, answer: Answer, label: int, flags: DataConfig, where: str) -> Record:
+    messages = answer.messages or []
+    if len(messages) < 2:
+        fields.refuse(where, f"{name!r} has no prompt", "start it with the user's message or add 'prompt'")
+    prompt = complete_prompt(row, name, to_prompt(messages[:-1], name, flags, where), flags, where)
+    conversation = join(prompt, Answer(name, answer.steps, messages[-1:]), flags, where)
+    return make_record(row, where, conversation, step_labels=None, answer_label=label)
+
+
+def _check_no_answer_in(prompt: str | list[dict], answer: Answer, where: str) -> None:
+    """Some data have the whole conversation beside the answer."""
+    last = prompt[-1] if isinstance(prompt, list) and prompt else {}
+    if last.get("role") == "assistant" and last.get("content") == answer.steps[-1]:
+        problem = f"the prompt ends with the answer, {answer.name!r}"
+        fields.refuse(where, problem, "name a prompt without it by --data.prompt_key")
+
+
+def _by_keys(row: dict, where: str, flags: DataConfig, input_key: str, label_key: str) -> Record:
+    """Without ``--data.output_key``, the input is a whole conversation, whose last message is the answer."""
     for name, key in (("input", input_key), ("output", flags.output_key), ("label", label_key)):
         if key is not None and key not in row:
             fields.refuse(where, f"no column {key!r}, which --data.{name}_key names", f"it has {', '.join(row)}")
-    if not flags.output_key:
-        return _split(row, input_key, where, flags)
-    given = to_prompt(fields.column(row, input_key, where), input_key, flags, where)
-    prompt = complete_prompt(row, input_key, given, flags, where)
-    return prompt, read_answer(row, flags.output_key, where)
-
-
-def _split(row: dict, name: str, where: str, flags: DataConfig) -> tuple[str | list[dict], Answer]:
-    """Prompt and answer of a whole conversation, whose last message is the answer."""
-    given = fields.column(row, name, where)
-    if not isinstance(given, list) or len(given) < 2:
-        problem = f"{name!r} is no conversation of two messages or more"
+    given = fields.column(row, input_key, where)
+    if flags.output_key:
+        answer = read_answer(row, flags.output_key, where)
+    elif isinstance(given, list) and len(given) > 1:
+        given, answer = given[:-1], to_answer(given[-1:], input_key, where)
+    else:
+        problem = f"{input_key!r} is no conversation of two messages or more"
         fields.refuse(where, problem, "give --data.output_key for the answer")
-    answer = to_answer(given[-1:], f"{name}[{len(given) - 1}]", where)
-    return complete_prompt(row, name, to_prompt(given[:-1], name, flags, where), flags, where), answer
+    conversation = join(to_prompt(given, input_key, flags, where), answer, flags, where)
+    answer_label = fields.label(fields.column(row, label_key, where), label_key, where)
+    return make_record(row, where, conversation, step_labels=None, answer_label=answer_label)
