@@ -49,20 +49,22 @@ def _number(value: object) -> float | None:
 
 
 class Comparison(NamedTuple):
-    """Columns of two answers, and of which is better: 0 the first, 1 the second, None neither."""
+    """Columns of two answers, and of which is better: 0 the first, 1 the second, None neither; ``scores``, where the
+    data have them, must not say the opposite."""
 
     first: str
     second: str
     better: str
     read: Callable[[object, str, str], int | None]
+    scores: tuple[str, str] | None = None
 
 
 COMPARISONS = (
     Comparison("response_1", "response_2", "preference_strength", _by_sign),
     Comparison("response1", "response2", "overall_preference", _by_sign),
     Comparison("response_0", "response_1", "better_response_id", _by_index),
-    Comparison("output_A", "output_B", "label", _by_first),
-    Comparison("human_ref_A", "human_ref_B", "labels", _by_first),
+    Comparison("output_A", "output_B", "label", _by_first, ("reward_A", "reward_B")),
+    Comparison("human_ref_A", "human_ref_B", "labels", _by_first, ("score_A", "score_B")),
     Comparison("response_a", "response_b", "winner", _by_winner),
     Comparison("conversation_a", "conversation_b", "winner", _by_winner),
 )
@@ -95,4 +97,15 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     prompt = fields.text(row["history"], "history", where) if is_post else read_prompt(row, flags, where)
     if better is None:
         return []
+    if prompt is None and answers[0].messages is None:
+        fields.column(row, "prompt", where)
+    _check_scores(row, found, better, where)
     return pair_records(row, where, index, flags, prompt, answers[better], answers[1 - better])
+
+
+def _check_scores(row: dict, found: Comparison, better: int, where: str) -> None:
+    scores = [_number(row.get(name)) for name in found.scores or ()]
+    if len(scores) == 2 and scores[0] is not None and scores[1] is not None:
+        if scores[0] != scores[1] and better != int(scores[1] > scores[0]):
+            problem = f"{found.better!r} contradicts {' and '.join(map(repr, found.scores or ()))}"
+            fields.refuse(where, problem, "correct one of them or remove the row")

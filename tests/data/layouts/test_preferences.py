@@ -65,6 +65,13 @@ def test_other_values_are_refused(read, data, value):
         read({"prompt": "Q", first: "A", second: "B", column: value})
 
 
+def test_scores_that_say_the_opposite_are_refused(read):
+    row = {"prompt": "Q", "output_A": "A", "output_B": "B", "label": 1}
+    assert read({**row, "reward_A": 0.7, "reward_B": 0.2})[1] == ("Q", "A", "B")
+    with pytest.raises(UserError, match="line 1: 'label' contradicts 'reward_A' and 'reward_B'; correct one of them"):
+        read({**row, "reward_A": 0.2, "reward_B": 0.7})
+
+
 def test_ties_are_counted(make_args, tokenizers, write_rows):
     rows = [{"prompt": "the", "response_1": "cat", "response_2": "mat", "preference_strength": n} for n in (0, 1)]
     loaded = load_samples(make_args(), tokenizers["bytes"], dataset=write_rows(rows))
