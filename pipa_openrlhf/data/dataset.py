@@ -9,9 +9,10 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.config import DataConfig, SeedConfig
+from pipa_openrlhf.config import SeedConfig
 from pipa_openrlhf.data.bad_rows import BadRows
 from pipa_openrlhf.data.chat import use_chat_template
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, check_prompts, choose_reading
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template

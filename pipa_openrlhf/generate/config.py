@@ -7,8 +7,8 @@ from pipa_openrlhf.config import (
     ModelSource,
     NumericsConfig,
     SeedConfig,
-    TemplateConfig,
 )
+from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path
 from pipa_openrlhf.settings import check_bounds, setting
 

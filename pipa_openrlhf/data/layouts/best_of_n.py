@@ -1,6 +1,6 @@
 """Several whole answers in the columns that elsewhere hold steps; only by ``--data.format best_of_n``."""
 
-from pipa_openrlhf.config import DataConfig
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.answers import one_each
 from pipa_openrlhf.data.record import Record
 

@@ -1,7 +1,7 @@
 """Answers of which the data say where the first error is: ProcessBench, BIG-Bench Mistake, MR-GSM8K, PRMBench."""
 
-from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.labelled import labelled_record, until_error
 from pipa_openrlhf.data.record import Record
 

@@ -1,7 +1,7 @@
 """Pairs: a better and a worse answer to one prompt, whole or in steps."""
 
-from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, read_prompt, to_prompt

@@ -1,7 +1,7 @@
 """Which columns make the prompt, and what each of them says."""
 
-from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.config import DataConfig
 
 # In the order in which a row's columns are tried.
 NAMES = (

@@ -1,7 +1,7 @@
 """Conversations in which the user shows an answer and the assistant says + or -, as RLHFlow trains reward models."""
 
-from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.labelled import labelled_record, split_question
 from pipa_openrlhf.data.record import Record
 

@@ -1,7 +1,7 @@
 """Single answers, each right or wrong: the data of KTO and of OREO, rollouts with a reward."""
 
-from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import first_error, sign_turns, tagged
 from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS, answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
@@ -45,7 +45,8 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     if _is_whole(row, name, answer, flags):
         return [_whole(row, name, answer, label, flags, where)]
     conversation = join(needed_prompt(row, answer, flags, where), answer, flags, where)
-    _check_no_answer_in(conversation.prompt, answer, where)
+    if prompt_column(row, flags) in CONVERSATIONS:
+        _check_no_answer_in(conversation.prompt, answer, where)
     return [make_record(row, where, conversation, step_labels=None, answer_label=label)]
 
 
