@@ -166,6 +166,11 @@ class TestPrefixes:
         _, records = read_records(self.ROWS, prefixes="false")
         assert [(one.complete, one.answer_label) for one in records] == [(True, 1), (True, 0), (True, 1), (True, 1)]
 
+    def test_one_that_continues_another_among_many_is_chance(self, read_records):
+        others = [{"prompt": f"Q{n}", "completions": ["a", "b"], "labels": [1, 1]} for n in range(40)]
+        _, records = read_records([*self.ROWS[:2], *others])
+        assert all(one.complete for one in records)
+
     def test_different_answers_are_no_prefixes(self, read_records):
         rows = [{"prompt": "Q", "completions": ["a", text], "labels": [1, 1]} for text in ("b", "c")]
         _, records = read_records([rows[0], {**rows[1], "prompt": "R"}])

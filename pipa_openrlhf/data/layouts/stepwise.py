@@ -17,6 +17,8 @@ EXAMPLE = {"prompt": "1+1+1=", "completions": ["1+1=2", "2+1=4"], "labels": [Tru
 # PRM800K's mark of a final answer; a row of it that does not end in one is a beginning.
 PRM800K_ANSWER = re.compile(r"^# Answer\b", re.MULTILINE)
 FINAL_ANSWER = re.compile(r"^# Answer\b|\\boxed\{|####|\banswer is\b", re.IGNORECASE | re.MULTILINE)
+# Sampled answers of one problem may continue each other too, once in a while.
+RARE = 0.05
 FIRST_STEP = re.compile(r"\s*step 1\b", re.IGNORECASE)
 
 
@@ -44,11 +46,12 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
 
 
 def _are_beginnings(rows: list[dict]) -> bool:
-    """Whether one row continues another, or some end as answers of PRM800K do and others do not."""
+    """Whether rows continue each other, not by a rare chance, or some end as answers of PRM800K do."""
     rows = [row for row in rows if isinstance(row.get("completions"), list) and row["completions"]]
     marked = [PRM800K_ANSWER.search(str(row["completions"][-1])) for row in rows]
     begun = {(str(row.get("prompt")), str(row["completions"][:-1])) for row in rows}
-    return any(marked) or any((str(row.get("prompt")), str(row["completions"])) in begun for row in rows)
+    continued = sum((str(row.get("prompt")), str(row["completions"])) in begun for row in rows)
+    return any(marked) or continued > RARE * len(rows)
 
 
 def _are_whole_answers(completions: list[str]) -> bool:
