@@ -73,6 +73,17 @@ def is_label(value: object) -> bool:
     return isinstance(value, (bool, int, float)) and value in (-1, 0, 1)
 
 
+def number(value: object) -> float | None:
+    """A finite number or its text; None for anything else, true and false among it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
 def score(value: object, name: str, where: str, threshold: float) -> int:
     """A label, or a number (in a CSV file, its text): 1 from ``threshold`` on."""
     if isinstance(value, str) and value.strip().lower() not in _TEXT_LABELS:
@@ -98,12 +109,16 @@ def labels(
         refuse(where, f"{name!r} is {show(value)}", "give a list with one label (1/0) a step")
     if len(value) != num_steps:
         refuse(where, f"{len(value)} {name!r} for {num_steps} steps", "give one label a step")
-    signed = any(isinstance(item, (int, float)) and item == -1 for item in value)
+    numbers = [number(item) for item in value]
+    scores = any(item is not None and item not in (-1, 0, 1) for item in numbers)
+    signed = -1 in numbers and not scores
     return [
         NEUTRAL[neutral]
-        if signed and item == 0 and not isinstance(item, bool)
-        else score(item, f"{name}[{index}]", where, threshold)
-        for index, item in enumerate(value)
+        if signed and found == 0
+        else int(found >= threshold)
+        if scores and found is not None
+        else label(item, f"{name}[{index}]", where)
+        for index, (item, found) in enumerate(zip(value, numbers))
     ]
 
 

@@ -51,6 +51,10 @@ SAMPLE_SIZE = 100
 MOST_EMPTY_PROMPTS = 0.01
 
 
+# What values of a kind that a layout does not expect lead to.
+_ODD_VALUES = (TypeError, KeyError, IndexError, AttributeError, ValueError, ArithmeticError, RecursionError)
+
+
 class Row(dict):
     """A row that knows which of its columns were read."""
 
@@ -85,7 +89,12 @@ class Reading:
         Raises:
             UserError: names file, line, the problem and what to do.
         """
-        return _layout(self.layout, self.flags.layout_module).read(row, where, index, self.flags)
+        layout = _layout(self.layout, self.flags.layout_module)
+        try:
+            return layout.read(row, where, index, self.flags)
+        except _ODD_VALUES as error:
+            problem = f"it cannot be read as {self.layout} ({type(error).__name__}: {first_line(error)})"
+            return fields.refuse(where, problem, "correct the row, remove it, or choose another --data.format")
 
 
 def layout_names(flags: DataConfig) -> tuple[str, ...]:
@@ -142,7 +151,7 @@ def check_prompts(empty: int, count: int, dataset: str, flags: DataConfig) -> No
 def _detect(sample: list[tuple[str, dict]], flags: DataConfig) -> str:
     """The layout that fits most rows of the sample; one of the user's own goes before the others."""
     votes = {
-        name: sum(_layout(name, flags.layout_module).fits(row, flags) for _, row in sample)
+        name: sum(_fits(_layout(name, flags.layout_module), row, flags) for _, row in sample)
         for name in layout_names(flags)
     }
     most = max(votes.values())
@@ -157,6 +166,13 @@ def _detect(sample: list[tuple[str, dict]], flags: DataConfig) -> str:
         where, _ = sample[0]
         fields.refuse(where, f"the rows may be {' or '.join(best)}", f"choose by --data.format {best[0]}")
     return best[0]
+
+
+def _fits(layout: ModuleType, row: dict, flags: DataConfig) -> bool:
+    try:
+        return layout.fits(row, flags)
+    except _ODD_VALUES:
+        return False
 
 
 def _no_layout(row: dict) -> str:

@@ -1,14 +1,27 @@
 """Names under which public data have an answer and its label."""
 
+import re
+
 from pipa_openrlhf.data import fields
 
 # What a model wrote; and what is so called too, but is the reference where another column has the model's answer.
-GENERATED = ("completion", "response", "output", "generation", "generated_text", "model_output", "responses")
+GENERATED = (
+    "completion",
+    "response",
+    "output",
+    "generation",
+    "generated_solution",
+    "generated_text",
+    "model_output",
+    "responses",
+)
 OR_REFERENCE = ("solution", "answer")
 # The first five are labels by name; the others are where they hold 1/0 and the like.
 LABELS = ("label", "is_correct", "correct", "final_answer_correct", "kto_tag", "acc", "score", "reward")
 BY_NAME = LABELS[:5]
 TEXTS = ("text", "content", *GENERATED[:-1], *OR_REFERENCE)
+# A column of such a name may be the model's answer, which leaves `answer` to be the reference.
+_BY_A_MODEL = re.compile(r"pred|generat|respon|output|rollout|completion|model", re.IGNORECASE)
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
@@ -40,9 +53,13 @@ def _at(place: str, name: str) -> str:
 
 
 def answer_columns(row: dict) -> list[str]:
-    """Columns that may hold the answer; more than one: it is not known which."""
+    """Columns that may hold the answer; more than one: it is not known which. None beside a whole conversation."""
     found = [name for name in GENERATED if _is_answer(row.get(name))]
-    return found or [name for name in OR_REFERENCE if _is_answer(row.get(name))]
+    if found or any(fields.is_messages(row.get(name)) for name in CONVERSATIONS):
+        return found
+    references = [name for name in OR_REFERENCE if _is_answer(row.get(name))]
+    others = [name for name in row if _BY_A_MODEL.search(name) and name not in LABELS and _is_answer(row[name])]
+    return references + others if references else []
 
 
 def _is_answer(value: object) -> bool:

@@ -23,18 +23,21 @@ def _by_sign(value: object, name: str, where: str) -> int | None:
 
 def _by_index(value: object, name: str, where: str) -> int:
     """0 or 1, the number of the better one."""
-    return fields.label(value, name, where)
+    word = str(value).strip().lower()
+    if word not in ("0", "1", "0.0", "1.0", "false", "true"):
+        fields.refuse(where, f"{name!r} is {fields.show(value)}", "give 0 or 1, or remove the row")
+    return int(word in ("1", "1.0", "true"))
 
 
 def _by_first(value: object, name: str, where: str) -> int:
     """1 where the first is better, else 0."""
-    return 1 - fields.label(value, name, where)
+    return 1 - _by_index(value, name, where)
 
 
 def _by_winner(value: object, name: str, where: str) -> int | None:
-    """``model_a`` or ``model_b``; anything else that begins with "tie" is a tie."""
+    """``model_a`` or ``model_b``; what begins with "tie" or "both" is a tie."""
     word = str(value).strip().lower()
-    if word.startswith("tie"):
+    if word.startswith(("tie", "both")):
         return None
     if word not in ("a", "b", "model_a", "model_b"):
         fields.refuse(where, f"{name!r} is {fields.show(value)}", "give model_a, model_b or tie")
@@ -93,7 +96,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     better = found.read(fields.column(row, found.better, where), found.better, where)
     answers = [read_answer(row, name, where) for name in (found.first, found.second)]
     # SHP's post; elsewhere `history` is the turns before the prompt.
-    is_post = isinstance(row.get("history"), str)
+    is_post = found.first == "human_ref_A" and isinstance(row.get("history"), str)
     prompt = fields.text(row["history"], "history", where) if is_post else read_prompt(row, flags, where)
     if better is None:
         return []

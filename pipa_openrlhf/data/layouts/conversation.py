@@ -86,8 +86,7 @@ def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> C
     starts_with_answer = answer.messages[0]["role"] == "assistant"
     if isinstance(prompt, list) or (prompt is not None and starts_with_answer):
         # Some data repeat the prompt at the head of the answer; rendering it twice would be wrong.
-        repeated = answer.messages[: len(as_messages)] == as_messages and len(answer.messages) > len(as_messages)
-        rest = answer.messages[len(as_messages) :] if repeated else answer.messages
+        rest = answer.messages[_repeated(as_messages, answer.messages) :]
         return Conversation(as_messages, Answer(answer.name, answer.steps, rest), identity)
     if len(answer.messages) == 1:
         fields.refuse(where, f"{answer.name!r} has no prompt", "start it with the user's message or add 'prompt'")
@@ -95,9 +94,18 @@ def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> C
     return Conversation(head, Answer(answer.name, answer.steps, last), canonical_json(head))
 
 
+def _repeated(prompt: list[dict], answer: list[dict]) -> int:
+    """How many messages at the head of a whole conversation are the prompt's last ones (its system text may stand in a
+    column of its own)."""
+    if answer[0]["role"] == "assistant":
+        return len(prompt) if answer[: len(prompt)] == prompt and len(answer) > len(prompt) else 0
+    most = min(len(prompt), len(answer) - 1)
+    return next((count for count in range(most, 0, -1) if answer[:count] == prompt[-count:]), 0)
+
+
 def canonical_json(messages: list[dict]) -> str:
     """One spelling of a message list, to tell problems apart by."""
-    return json.dumps(messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def needed_prompt(row: dict, answer: Answer, flags: DataConfig, where: str) -> str | list[dict] | None:
@@ -127,7 +135,7 @@ def make_record(row: dict, where: str, conversation: Conversation, **labels) -> 
 
 def _problem_id(row: dict, default: str, where: str) -> str:
     value = row.get("problem_id")
-    if value is None:
+    if value is None or value == "":
         return default
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         fields.refuse(where, f"'problem_id' is {fields.show(value)}", "give text or a whole number")

@@ -14,8 +14,6 @@ EXAMPLE = {
     "large": {"is_correct": True, "solution": "2"},
 }
 
-KEYS = {"is_correct", "solution"}
-
 
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether a column holds a solution and says whether it is right."""
@@ -24,7 +22,7 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 def _columns(row: dict) -> list[str]:
     return [
-        name for name, value in row.items() if isinstance(value, dict) and {"is_correct", "solution"} <= set(value)
+        name for name, value in row.items() if isinstance(value, dict) and value.keys() >= {"is_correct", "solution"}
     ]
 
 

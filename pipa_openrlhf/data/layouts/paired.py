@@ -2,8 +2,9 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
-from pipa_openrlhf.data.layouts.pairs import pair_records
+from pipa_openrlhf.data.layouts.pairs import is_whole, pair_records
 from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, read_prompt, to_prompt
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.errors import UserError
@@ -69,9 +70,12 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         prompt = complete_prompt(row, "messages", to_prompt(messages[:-1], "messages", flags, where), flags, where)
     else:
         chosen, rejected = (read_answer(row, name, where) for name in sides or (flags.chosen_key, flags.rejected_key))
-        prompt = _read_prompt(row, flags, where)
+        prompt = _read_prompt(row, chosen, rejected, flags, where)
     chosen_labels = _optional_labels(row, "chosen_labels", chosen, flags, where)
     rejected_labels = _optional_labels(row, "rejected_labels", rejected, flags, where)
+    if chosen_labels is rejected_labels is None and (len(chosen.steps) > 1) != (len(rejected.steps) > 1):
+        problem = "one side is a list of several texts and the other is one text"
+        fields.refuse(where, problem, "give one answer a side, or label the steps by 'rejected_labels'")
     if chosen_labels is None and rejected_labels is not None:
         chosen_labels = [1] * len(chosen.steps)
     return pair_records(
@@ -87,13 +91,25 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     )
 
 
-def _read_prompt(row: dict, flags: DataConfig, where: str) -> str | list[dict] | None:
+def _read_prompt(
+    row: dict, chosen: Answer, rejected: Answer, flags: DataConfig, where: str
+) -> str | list[dict] | None:
     """The prompt; OpenAI's stands in ``input.messages``."""
     name = prompt_column(row, flags)
     value = None if name is None else row.get(name)
     if isinstance(value, dict) and "messages" in value:
-        return to_prompt(value["messages"], f"{name}.messages", flags, where)
-    return read_prompt(row, flags, where)
+        if value.get("tools"):
+            fields.refuse(where, f"'{name}.tools' is not empty, and tools are not read", "remove the row")
+        given = to_prompt(value["messages"], f"{name}.messages", flags, where)
+        return complete_prompt(row, str(name), given, flags, where)
+    if name in CONVERSATIONS and not flags.prompt_key and is_whole(chosen) and is_whole(rejected):
+        return None  # the sides have the prompt; such a column often holds the whole better conversation
+    prompt = read_prompt(row, flags, where)
+    last = prompt[-1] if isinstance(prompt, list) and prompt else {}
+    said = (last.get("content") or "").strip() if last.get("role") == "assistant" else None
+    if name in CONVERSATIONS and said in (chosen.steps[-1].strip(), rejected.steps[-1].strip()):
+        fields.refuse(where, f"{name!r} ends with one of the answers", "name a prompt without it by --data.prompt_key")
+    return prompt
 
 
 def _rejected(row: dict, name: str, where: str) -> Answer:

@@ -9,6 +9,7 @@ from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record
 from pipa_openrlhf.data.record import FROM_SIDE, Record
 
 # Where a dialogue written as text hands over to the model.
+LONG_PROMPT = 16  # characters; two answers that begin with so much of the prompt do not by chance
 ASSISTANT_TURN = "\n\nAssistant:"
 
 
@@ -35,7 +36,11 @@ def pair_records(
         complete: False: the sides are the next step of an answer that goes on, so that no label of a whole answer is
             known: only which side it is.
     """
-    whole = all(one.messages is not None and one.messages[0]["role"] != "assistant" for one in (chosen, rejected))
+    whole = is_whole(chosen) and is_whole(rejected)
+    if isinstance(prompt, str) and len(prompt) >= LONG_PROMPT:
+        if all(one.messages is None and one.steps[0].startswith(prompt) for one in (chosen, rejected)):
+            remedy = "remove it from both, or leave out the column of the prompt"
+            fields.refuse(where, f"{chosen.name!r} and {rejected.name!r} begin with the prompt", remedy)
     if prompt is None or (isinstance(prompt, str) and whole and flags.apply_chat_template):
         prompt, chosen, rejected = _take_prompt(chosen, rejected, flags, where)
     return [
@@ -54,6 +59,11 @@ def pair_records(
     ]
 
 
+def is_whole(answer: Answer) -> bool:
+    """Whether it is a whole conversation, which begins with the prompt."""
+    return answer.messages is not None and answer.messages[0]["role"] != "assistant"
+
+
 def _take_prompt(
     chosen: Answer, rejected: Answer, flags: DataConfig, where: str
 ) -> tuple[str | list[dict] | None, Answer, Answer]:
@@ -70,6 +80,10 @@ def _take_prompt(
             replace(rejected, messages=rejected.messages[count:]),
         )
         return chosen.messages[:count], *rest
+    for one in (chosen, rejected):
+        if one.messages is None and one.steps[-1].rstrip().endswith(ASSISTANT_TURN):
+            problem = f"{one.name!r} ends where its answer should begin, with {ASSISTANT_TURN.strip()!r}"
+            fields.refuse(where, problem, "give it an answer or remove the row")
     if chosen.messages is None and rejected.messages is None and len(chosen.steps) == len(rejected.steps) == 1:
         count = shared_text(chosen.steps[0], rejected.steps[0])
         if count and not flags.apply_chat_template:

@@ -63,6 +63,8 @@ def _turns_before(row: dict, where: str) -> list[dict]:
     system = next((text for name in SYSTEM if (text := fields.optional_text(row, name, where))), "")
     before = [{"role": "system", "content": system}] if system else []
     turns = row.get("history")
+    if turns and not isinstance(turns, list):
+        fields.refuse(where, f"'history' is {fields.show(turns)}", "give a list of [question, answer]")
     for number, turn in enumerate(turns if isinstance(turns, list) else []):
         place = f"history[{number}]"
         if not isinstance(turn, list) or len(turn) != 2:

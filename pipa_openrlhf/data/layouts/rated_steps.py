@@ -61,6 +61,6 @@ def _label(step: dict, place: str, where: str, flags: DataConfig) -> int | None:
     value = step[name]
     if value is None:
         return None
-    if name == "rating" and value == 0 and not isinstance(value, bool):
+    if name == "rating" and fields.number(value) == 0:
         return fields.NEUTRAL[flags.neutral_step]
     return fields.score(value, f"{place}.{name}", where, flags.step_threshold)

@@ -7,6 +7,7 @@ from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
 from pipa_openrlhf.data.layouts.labelled import ENDED
+from pipa_openrlhf.data.layouts.prompts import prompt_column
 from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
 from pipa_openrlhf.errors import UserError
 
@@ -42,15 +43,16 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
         )
     if flags.prefixes != "auto":
         return flags
-    return replace(flags, prefixes="true" if _are_beginnings(rows) else "false")
+    return replace(flags, prefixes="true" if _are_beginnings(rows, flags) else "false")
 
 
-def _are_beginnings(rows: list[dict]) -> bool:
+def _are_beginnings(rows: list[dict], flags: DataConfig) -> bool:
     """Whether rows continue each other, not by a rare chance, or some end as answers of PRM800K do."""
     rows = [row for row in rows if isinstance(row.get("completions"), list) and row["completions"]]
     marked = [PRM800K_ANSWER.search(str(row["completions"][-1])) for row in rows]
-    begun = {(str(row.get("prompt")), str(row["completions"][:-1])) for row in rows}
-    continued = sum((str(row.get("prompt")), str(row["completions"])) in begun for row in rows)
+    prompts = [str(row.get(prompt_column(row, flags) or "prompt")) for row in rows]
+    begun = {(prompt, str(row["completions"][:-1])) for prompt, row in zip(prompts, rows)}
+    continued = sum((prompt, str(row["completions"])) in begun for prompt, row in zip(prompts, rows))
     return any(marked) or continued > RARE * len(rows)
 
 
@@ -81,8 +83,9 @@ def _step_texts(completions: list, where: str) -> list[str]:
     flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in completions]
     if not fields.is_messages(flat):
         return fields.steps(flat, "completions", where)
-    for number, message in enumerate(fields.messages(flat, "completions", where)):
+    messages = fields.messages(flat, "completions", where)
+    for number, message in enumerate(messages):
         if message["role"] != "assistant":
             problem = f"'completions[{number}]' is a {message['role']} message"
             fields.refuse(where, problem, "steps are the assistant's; put other messages into the prompt")
-    return fields.steps([message["content"] for message in flat], "completions", where)
+    return fields.steps([message["content"] for message in messages], "completions", where)

@@ -48,7 +48,12 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     if _question_name(row, flags) is None:
         question, steps[0] = split_question(steps[0], name, where)
         prompt = complete_prompt(row, name, question, flags, where)
-    elif row.get(name) is not None and name == "input":
+    else:
+        # Some data write the question before the steps too.
+        question = row[_question_name(row, flags)]
+        if isinstance(question, str) and question.strip() and steps[0].lstrip().startswith(question.strip()):
+            steps[0] = steps[0].lstrip()[len(question.strip()) :]
+    if prompt is None and row.get(name) is not None and name == "input":
         row = {key: value for key, value in row.items() if key != name}  # it is no part of the prompt
     return [labelled_record(row, where, flags, steps, labels, name=name, answer_label=labels[-1], prompt=prompt)]
 

@@ -81,7 +81,7 @@ def _whole(row: dict, name: str, answer: Answer, label: int, flags: DataConfig, 
 def _check_no_answer_in(prompt: str | list[dict], answer: Answer, where: str) -> None:
     """Some data have the whole conversation beside the answer."""
     last = prompt[-1] if isinstance(prompt, list) and prompt else {}
-    if last.get("role") == "assistant" and last.get("content") == answer.steps[-1]:
+    if last.get("role") == "assistant" and (last.get("content") or "").strip() == answer.steps[-1].strip():
         problem = f"the prompt ends with the answer, {answer.name!r}"
         fields.refuse(where, problem, "name a prompt without it by --data.prompt_key")
 
