@@ -98,12 +98,18 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     # SHP's post; elsewhere `history` is the turns before the prompt.
     is_post = found.first == "human_ref_A" and isinstance(row.get("history"), str)
     prompt = fields.text(row["history"], "history", where) if is_post else read_prompt(row, flags, where)
-    if better is None:
+    if better is None or _scores_are_equal(row, found):
         return []
     if prompt is None and answers[0].messages is None:
         fields.column(row, "prompt", where)
     _check_scores(row, found, better, where)
     return pair_records(row, where, index, flags, prompt, answers[better], answers[1 - better])
+
+
+def _scores_are_equal(row: dict, found: Comparison) -> bool:
+    """HALOs writes its label as whether A's reward is the higher one, which is 0 of equal ones too."""
+    scores = [_number(row.get(name)) for name in found.scores or ()]
+    return len(scores) == 2 and scores[0] is not None and scores[0] == scores[1]
 
 
 def _check_scores(row: dict, found: Comparison, better: int, where: str) -> None:

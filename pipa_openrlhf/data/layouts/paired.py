@@ -39,7 +39,7 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
     """
     names = (flags.chosen_key, flags.rejected_key)
     if names != COLUMNS and flags.format == "auto":
-        others = [name for name in rows[0] if name not in names and any(word in name for word in _COMPARES)]
+        others = [name for name in rows[0] if name not in names and any(word in name.lower() for word in _COMPARES)]
         if others:
             raise UserError(
                 f"{dataset}: {others[0]!r} may say which of {names[0]!r} and {names[1]!r} is better, row by row; "

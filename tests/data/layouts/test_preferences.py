@@ -68,6 +68,7 @@ def test_other_values_are_refused(read, data, value):
 def test_scores_that_say_the_opposite_are_refused(read):
     row = {"prompt": "Q", "output_A": "A", "output_B": "B", "label": 1}
     assert read({**row, "reward_A": 0.7, "reward_B": 0.2})[1] == ("Q", "A", "B")
+    assert read({**row, "reward_A": 0.2, "reward_B": 0.2})[1] is None
     with pytest.raises(UserError, match="line 1: 'label' contradicts 'reward_A' and 'reward_B'; correct one of them"):
         read({**row, "reward_A": 0.2, "reward_B": 0.7})
 
@@ -129,6 +130,8 @@ def test_key_flags_do_not_overrule_a_column_that_compares(read):
     with pytest.raises(UserError, match="'overall_preference' may say which of 'good_one' and 'bad_one' is better"):
         read(row, **keys)
     assert read(row, **keys, format="paired")[1] == ("Q", "A", "B")
+    with pytest.raises(UserError, match="'Winner' may say which"):
+        read({"prompt": "Q", "good_one": "A", "bad_one": "B", "Winner": "x"}, **keys)
     keys = {"chosen_key": "response1", "rejected_key": "response2"}
     with pytest.raises(UserError, match="the rows may be paired or compared"):
         read({"prompt": "Q", "response1": "A", "response2": "B", "overall_preference": 2}, **keys)
