@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path, need_package
@@ -23,10 +24,10 @@ SCHEDULERS = (
 MODEL_FLAG = "--model.model_name_or_path"
 
 
-def user_cache_dir() -> str:
+def user_cache_dir(name: str = "prior") -> str:
     """One folder for all runs of a user, so that a learning-rate grid shares one prior pass."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(root, "pipa_openrlhf", "prior")
+    return os.path.join(root, "pipa_openrlhf", name)
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,15 @@ class DataConfig(TemplateConfig):
     mask_tool_output: bool = by_content(
         True, "true|false: keep interpreter <output> text out of every loss (AlphaMath)"
     )
+    on_error: str = free(
+        "fail",
+        "fail: a row that cannot be read ends the run; skip: such rows are counted and listed in "
+        "<ckpt.output_dir>/skipped_rows.jsonl",
+        choices=("fail", "skip"),
+    )
+    max_error_share: float = free(0.01, "share of bad rows above which --data.on_error skip ends", least=0, most=1)
+    cache_dir: str = free(partial(user_cache_dir, "data"), "prepared data, shared by runs", is_written=True)
+    num_proc: int = free(0, "processes that prepare large data; 0: one a core", least=0)
     dataloader_num_workers: int = free(0, "worker processes that collate batches", least=0)
 
     def check(self) -> None:

@@ -2,20 +2,20 @@
 
 import logging
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import DataConfig, SeedConfig
 from pipa_openrlhf.data.chat import use_chat_template
-from pipa_openrlhf.data.layouts import read_records
-from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.prepare import Request, prepare
+from pipa_openrlhf.data.reading import Renaming
 from pipa_openrlhf.data.render import fill_template
-from pipa_openrlhf.data.sources import Rows, read_rows
-from pipa_openrlhf.data.tokenise import Sample, tokenise
+from pipa_openrlhf.data.samples import Samples
+from pipa_openrlhf.data.sources import dataset_names, open_sources, parse_probabilities
 from pipa_openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,16 +43,18 @@ class LoadedData:
 
     Attributes:
         dropped: how many records were left out, by reason.
-        format: the format the data was read as.
+        format: the formats the data were read as.
         num_records: answers read, before anything was left out.
         label_sources: how many of them were labelled by what, see ``data/record.py``.
+        bad: where, and what is wrong, of each bad row that was skipped.
     """
 
-    samples: list[Sample]
+    samples: Samples
     dropped: dict[str, int]
     format: str
     num_records: int
     label_sources: Counter[str]
+    bad: list[tuple[str, str]]
 
 
 def load_samples(
@@ -65,7 +67,7 @@ def load_samples(
     max_samples: int | None = None,
     pairs_only: bool = False,
     keep: str = "all",
-    rename: Callable[[Rows], Rows] = lambda rows: rows,
+    rename: Renaming | None = None,
 ) -> LoadedData:
     """Read, check, tokenise, pair and filter a data set as the flags say.
 
@@ -81,37 +83,31 @@ def load_samples(
     """
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
-    rows = read_rows(dataset, probs, split, limit, config.train.seed, config.use_ms)
-    rows = rename(rows)
-    name, records = read_records(rows, flags)
-    why = "by its columns" if flags.format == "auto" else "by --data.format"
-    log.info(f"{dataset}: format {name} ({why}: {', '.join(map(str, rows[0][1]))}), {len(records)} answers")
+    seed, name = config.train.seed, str(dataset)
+    if probs is not None:
+        parse_probabilities(probs, len(dataset_names(dataset)))
+    sources = open_sources(dataset, split, limit, config.use_ms)
+    prepared = prepare(Request(name, sources, probs, seed, limit, flags, tokenizer, rename))
+    samples: Samples = prepared.samples
+    dropped = prepared.dropped
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
-    if pairing == "given" and any(record.pair_id is None for record in records):
+    if pairing == "given" and (samples.column("pair_id") < 0).any():
         raise UserError(
-            f"{dataset} holds single answers and pairs are wanted: give --data.pairing match to match "
+            f"{name} holds single answers and pairs are wanted: give --data.pairing match to match "
             "each right answer with a wrong one of the same problem"
         )
-    if flags.annotation == "step":
-        check_step_labels(records)
-
-    samples, dropped = tokenise(
-        records,
-        tokenizer,
-        max_len=flags.max_len,
-        annotation=flags.annotation,
-        step_separator=flags.step_separator,
-    )
     log.info(
-        f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped")
+        f"{name}: {len(samples)} of {prepared.num_records} answers kept, "
+        + (f"dropped {dropped}" if dropped.counts else "none dropped")
     )
     if not samples:
-        raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
+        raise UserError(f"{name}: nothing left to train on, dropped {dropped}")
     counts = dict(dropped.counts)
     if pairing != "auto":
-        samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
-    samples = _keep(samples, keep, str(dataset), counts)
-    return LoadedData(samples, counts, name, len(records), Counter(one.label_source for one in records))
+        samples = _pair(samples, seed, pairing, name, counts)
+    samples = _keep(samples, keep, name, counts)
+    formats = ", ".join(dict.fromkeys(prepared.formats))
+    return LoadedData(samples, counts, formats, prepared.num_records, prepared.label_sources, prepared.bad)
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
@@ -131,11 +127,11 @@ def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return replace(flags, input_template=template)
 
 
-def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
+def _pair(samples: Samples, seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> Samples:
     paired = match_pairs(samples, seed)
     unmatched = len(samples) - len(paired)
-    given = sum(sample.pair_id is not None for sample in samples) // 2
-    right = sum(sample.answer_label for sample in samples) - len(paired) // 2
+    given = int((samples.column("pair_id") >= 0).sum()) // 2
+    right = int(samples.column("answer_label").sum(dtype=np.int64)) - len(paired) // 2
     log.info(
         f"{dataset}: {len(paired) // 2} pairs{' (as given)' if given else ''}, "
         f"dropped without a partner: {right} right and {unmatched - right} wrong answers"
@@ -147,7 +143,7 @@ def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped:
     return paired
 
 
-def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
+def _keep(samples: Samples, keep: str, dataset: str, dropped: dict[str, int]) -> Samples:
     if keep == "all":
         return samples
     kept = keep_labels(samples, keep)
@@ -162,52 +158,56 @@ def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int
 KEEP = {"positive": (1,), "negative": (0,), "all": (0, 1)}
 
 
-def check_step_labels(records: list[Record]) -> None:
-    """Refuse ``--data.annotation step`` on data without step labels.
-
-    Raises:
-        UserError: names the first record that has none.
-    """
-    for record in records:
-        if record.step_labels is None:
-            raise UserError(
-                f"{record.where}: --data.annotation step, but this answer has no step labels; "
-                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
-            )
-
-
-def match_pairs(samples: list[Sample], seed: int) -> list[Sample]:
+def match_pairs(samples: Samples, seed: int) -> Samples:
     """Chosen, rejected, chosen, rejected, ...: only what has a partner, in the order of each pair's first member.
 
     Pairs that the data gave stay as they are. Single answers are matched at random within their problem; the result
     depends on ``seed`` and on the order of the samples, on nothing else.
     """
-    given: dict[int, list[int]] = defaultdict(list)
-    singles: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for index, sample in enumerate(samples):
-        if sample.pair_id is None:
-            singles[sample.problem_id][sample.answer_label].append(index)
-        else:
-            given[sample.pair_id].append(index)
-
-    pairs = [(pair_id, sides) for pair_id, sides in given.items() if len(sides) == 2]
-    next_id = max(given, default=-1) + 1
-    for problem_id, (wrong, right) in singles.items():
-        # Its own generator, seeded by text: another problem's answers do not change this one's matches.
-        shuffled = random.Random(f"{seed} {problem_id}")
-        shuffled.shuffle(right)
-        shuffled.shuffle(wrong)
-        for sides in zip(right, wrong, strict=False):
-            pairs.append((next_id, list(sides)))
-            next_id += 1
-    pairs.sort(key=lambda pair: min(pair[1]))
-    return [
-        replace(samples[index], pair_id=pair_id)
-        for pair_id, sides in pairs
-        for index in sorted(sides, key=lambda index: -samples[index].answer_label)
-    ]
+    pair_ids, labels = samples.column("pair_id"), samples.column("answer_label")
+    given, given_ids = _given_pairs(pair_ids)
+    matched = _matched_singles(samples, np.flatnonzero(pair_ids < 0), seed)
+    next_id = int(pair_ids.max(initial=-1)) + 1
+    pairs = np.concatenate([given, matched])
+    ids = np.concatenate([given_ids, np.arange(next_id, next_id + len(matched))])
+    order = np.argsort(pairs.min(axis=1, initial=np.iinfo(np.int64).max), kind="stable")
+    pairs, ids = np.sort(pairs[order], axis=1), ids[order]
+    swapped = labels[pairs[:, 0]] < labels[pairs[:, 1]]
+    pairs[swapped] = pairs[swapped, ::-1]
+    return samples.select(pairs.ravel(), np.repeat(ids, 2))
 
 
-def keep_labels(samples: list[Sample], keep: str) -> list[Sample]:
+def _given_pairs(pair_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[P, 2] indices of the pairs of which both sides are there, and their ids."""
+    order = np.argsort(pair_ids, kind="stable")
+    order = order[pair_ids[order] >= 0]
+    ids, first, counts = np.unique(pair_ids[order], return_index=True, return_counts=True)
+    whole = counts == 2
+    return order[first[whole, None] + np.arange(2)], ids[whole]
+
+
+def _matched_singles(samples: Samples, singles: np.ndarray, seed: int) -> np.ndarray:
+    """[P, 2] indices of right and wrong answers, problem by problem in the order in which problems appear."""
+    problems, labels = samples.column("problem")[singles], samples.column("answer_label")[singles]
+    numbers, first, counts = np.unique(problems, return_index=True, return_counts=True)
+    starts = np.cumsum(counts) - counts
+    by_problem = np.argsort(problems, kind="stable")
+    num_right = np.bincount(np.searchsorted(numbers, problems), labels, len(numbers)).astype(np.int64)
+    pairs: list[tuple[int, int]] = []
+    for place in np.argsort(first):
+        if not 0 < num_right[place] < counts[place]:
+            continue
+        rows = by_problem[starts[place] : starts[place] + counts[place]]
+        right, wrong = (singles[rows[labels[rows] == side]].tolist() for side in (1, 0))
+        if len(right) > 1 or len(wrong) > 1:
+            # Its own generator, seeded by text: another problem's answers do not change this one's matches.
+            shuffled = random.Random(f"{seed} {samples.problem_id(int(numbers[place]))}")
+            shuffled.shuffle(right)
+            shuffled.shuffle(wrong)
+        pairs += zip(right, wrong, strict=False)
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def keep_labels(samples: Samples, keep: str) -> Samples:
     """The samples whose answer is ``positive``, ``negative``, or ``all`` of them."""
-    return [sample for sample in samples if sample.answer_label in KEEP[keep]]
+    return samples.select(np.flatnonzero(np.isin(samples.column("answer_label"), KEEP[keep])))

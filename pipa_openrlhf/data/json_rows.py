@@ -33,6 +33,60 @@ def read_json_rows(path: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"{path}: the list has no rows; add some")
 
 
+def read_json_texts(path: str) -> Iterator[tuple[int, str]]:
+    """``(line, text)`` of each row, its JSON not yet decoded: see :func:`decode`.
+
+    Raises:
+        UserError: the file cannot be read, or is empty.
+    """
+    empty = True
+    if not path.endswith(".jsonl") and _is_list(path):
+        text = _read_text(path)
+        for line, item in _list_items(text, _skip_space(text, 0), path):
+            empty = False
+            yield line, json.dumps(item)
+        if empty:
+            raise UserError(f"{path}: the list has no rows; add some")
+        return
+    try:
+        with open(path, "rb") as file:
+            for number, content in enumerate(file, start=1):
+                # A byte that is no UTF-8 becomes half a surrogate pair, which `decode` refuses.
+                line_text = content.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+                if line_text.strip(_WHITESPACE):
+                    empty = False
+                    yield number, line_text
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from error
+    if empty:
+        raise UserError(f"{path}: the file is empty; give one JSON object a line")
+
+
+def decode(text: str, where: str) -> dict:
+    """A row from its JSON.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
+    row = _decode(text, where)
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: a row must be a JSON object, this is {_kind(row)}; write {{"prompt": ...}}')
+    return row
+
+
+def _is_list(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path and its permissions") from error
+
+
 def _read_text(path: str) -> str:
     try:
         with open(path, "rb") as file:

@@ -1,25 +1,27 @@
 """Files, folders and hub names to rows.
 
-JSON is parsed here, so that a message about a row can name its line. Everything else goes through OpenRLHF's own
+JSON is read here, so that a message about a row can name its line. Everything else goes through OpenRLHF's own
 ``blending_datasets``, one data set a call.
 """
 
 import csv
+import hashlib
 import itertools
 import json
-import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
+
 from pipa_openrlhf.data.fields import Cell
-from pipa_openrlhf.data.json_rows import read_json_rows
+from pipa_openrlhf.data.json_rows import decode, read_json_texts
 from pipa_openrlhf.errors import UserError, first_line
-
-log = logging.getLogger(__name__)
-
-Rows = list[tuple[str, dict]]
+from pipa_openrlhf.remembered import remembered
 
 _JSON = (".json", ".jsonl")
 _FILES = (".csv", ".parquet", ".arrow")
@@ -58,55 +60,127 @@ def parse_probabilities(text: str, num_datasets: int) -> list[float]:
     return weights
 
 
-def read_rows(
-    dataset: str | None,
-    probs: str | None,
-    split: str,
-    max_samples: int,
-    seed: int,
-    use_ms: bool = False,
-) -> Rows:
-    """``(where, row)`` of every row, in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+@dataclass(frozen=True)
+class Source:
+    """One data set. ``rows`` starts again whenever it is called.
+
+    Attributes:
+        rows: ``(where, row)`` of every row that is to be read; JSON is still text, see :func:`as_row`.
+        identity: digest of the content, and the number of rows; the argument is a JSON file that remembers them.
+        size: number of rows, where it is known without reading.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[tuple[str, str | dict]]]
+    identity: Callable[[str], tuple[str, int]]
+    size: int | None = None
+
+    def few_rows(self, most: int) -> int | None:
+        """Number of rows, if it is at most ``most``; no more than that is read."""
+        count = sum(1 for _ in itertools.islice(self.rows(), most + 1)) if self.size is None else self.size
+        return count if count <= most else None
+
+
+def open_sources(dataset: str | None, split: str, max_samples: int, use_ms: bool = False) -> list[Source]:
+    """Every data set of ``--data.dataset``, with its first ``max_samples`` rows.
 
     Args:
         dataset: files, folders or hub names, comma-separated.
-        max_samples: most rows of each data set, and of all together.
 
     Raises:
-        UserError: a data set does not exist or cannot be read.
+        UserError: a data set does not exist, cannot be read, or is empty.
     """
-    names = dataset_names(dataset)
-    weights = None if probs is None else parse_probabilities(probs, len(names))
-    sources = [_read_one(name, split, max_samples, use_ms) for name in names]
-    if weights is None:
-        return [row for rows in sources for row in rows][:max_samples]
-    return [sources[source][index] for source, index in interleave_order(sources, weights, seed)][:max_samples]
+    sources = [_open_one(name, split, max_samples, use_ms) for name in dataset_names(dataset)]
+    for source in sources:
+        if next(source.rows(), None) is None:
+            raise UserError(f"{source.name}: no rows; give a data set that has some")
+    return sources
 
 
-def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list[tuple[int, int]]:
-    """``(source, row)`` in the order of ``datasets.interleave_datasets``, which OpenRLHF uses."""
+def as_row(where: str, row: str | dict) -> dict:
+    """A row of a source.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    return decode(row, where) if isinstance(row, str) else row
+
+
+def merged_rows(
+    sources: list[Source], counts: list[int], probs: str | None, seed: int, max_samples: int
+) -> Iterator[tuple[int, str, str | dict]]:
+    """``(source, where, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+
+    Args:
+        counts: rows of each.
+        max_samples: most rows of all together.
+    """
+    return itertools.islice(_merged_rows(sources, counts, probs, seed), max_samples)
+
+
+def _merged_rows(sources, counts, probs, seed) -> Iterator[tuple[int, str, str | dict]]:
+    if probs is None:
+        for number, source in enumerate(sources):
+            for where, row in source.rows():
+                yield number, where, row
+        return
+    rows = [source.rows() for source in sources]
+    for number in interleave_order(counts, parse_probabilities(probs, len(sources)), seed):
+        found = next(rows[number], None)
+        if found is None:
+            # One that is exhausted before the others begins again.
+            rows[number] = sources[number].rows()
+            found = next(rows[number])
+        yield number, *found
+
+
+def interleave_order(counts: list[int], probs: list[float], seed: int) -> Iterator[int]:
+    """Sources in the order of ``datasets.interleave_datasets``, which OpenRLHF uses; each gives its rows in order."""
     from datasets import Dataset, interleave_datasets  # takes a second to import: only where it is needed
 
-    indices = [
-        Dataset.from_dict({"source": [number] * len(rows), "row": list(range(len(rows)))})
-        for number, rows in enumerate(sources)
+    numbers = [
+        Dataset.from_dict({"source": np.full(count, number, dtype=np.int32)}) for number, count in enumerate(counts)
     ]
-    mixed = interleave_datasets(indices, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
-    return list(zip(mixed["source"], mixed["row"], strict=True))
+    mixed = interleave_datasets(numbers, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
+    for batch in mixed.with_format("numpy").iter(batch_size=10_000):
+        yield from batch["source"].tolist()
 
 
-def _read_one(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
+def _open_one(name: str, split: str, max_samples: int, use_ms: bool) -> Source:
     if name.lower().endswith(_JSON) and "://" not in name:
-        rows = list(itertools.islice(read_json_rows(name), max_samples))
-    else:
-        rows = _read_with_openrlhf(name, split, max_samples, use_ms)
-    if not rows:
-        raise UserError(f"{name}: no rows; give a data set that has some")
-    log.info(f"{name}: {len(rows)} rows")
-    return rows
+        rows = partial(_json_rows, name, max_samples)
+        return Source(name, rows, partial(_json_identity, name, max_samples, rows))
+    table = _read_with_openrlhf(name, split, max_samples, use_ms)
+    # The fingerprint of `datasets` follows from the files, or from the content of tables that have none.
+    return Source(name, partial(_table_rows, name, table), lambda _: (table._fingerprint, len(table)), len(table))
 
 
-def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Rows:
+def _json_rows(path: str, max_samples: int) -> Iterator[tuple[str, str]]:
+    texts = itertools.islice(read_json_texts(path), max_samples)
+    return ((f"{path} line {line}", text) for line, text in texts)
+
+
+def _json_identity(path: str, max_samples: int, rows: Callable, memory_path: str) -> tuple[str, int]:
+    def compute() -> str:
+        digest, count = hashlib.sha256(), 0
+        for where, text in rows():
+            # With the line: an empty line before a row changes what messages say of it.
+            digest.update(f"{where.rsplit(' ', 1)[1]} {text}\n".encode(errors="surrogateescape"))
+            count += 1
+        return f"{digest.hexdigest()} {count}"
+
+    digest, count = remembered(os.path.realpath(path), memory_path, compute, f" first {max_samples} rows").split()
+    return digest, int(count)
+
+
+def _table_rows(name: str, table) -> Iterator[tuple[str, dict]]:
+    is_csv = getattr(table, "builder_name", None) == "csv"
+    for number, row in enumerate(table, start=1):
+        yield f"{name} row {number}", {key: _cell(item) for key, item in row.items()} if is_csv else row
+
+
+def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool):
+    """A table of `datasets`, which maps its files."""
     path = name.split("@")[0].strip()
     _check_path(path)
     if path.lower().endswith(_FILES + _JSON):
@@ -115,7 +189,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
     reachable = not is_remote or _hub_answers(path)
     with _quiet(offline=not reachable):
         try:
-            table = _load(name, split, max_samples, use_ms)
+            return _load(name, split, max_samples, use_ms)
         except UserError:
             raise
         except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
@@ -125,9 +199,6 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
             if not reachable:
                 reason = "no such file or folder here, and the hub cannot be reached"
             raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
-    is_csv = getattr(table, "builder_name", None) == "csv"
-    rows = ({key: _cell(item) for key, item in row.items()} if is_csv else row for row in table)
-    return [(f"{name} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def _cell(value: str | None) -> Cell | None:

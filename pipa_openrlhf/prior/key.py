@@ -20,6 +20,7 @@ from transformers.utils.hub import extract_commit_hash
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.model.loading import only_from_disk
+from pipa_openrlhf.remembered import remembered
 
 # Raised when this package computes other log-probs from the same weights and tokens than it did before.
 NUMERICS_VERSION = 1
@@ -112,35 +113,8 @@ def _weight_files(folder: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _remembered_hash(file: str, memory_dir: str) -> str:
-    memory_path = os.path.join(os.path.expanduser(memory_dir), "weight_hashes.json")
-    try:
-        with open(memory_path) as memory_file:
-            memory = json.load(memory_file)
-    except (OSError, ValueError):
-        memory = {}
-    if not isinstance(memory, dict):
-        memory = {}
     real = os.path.realpath(file)
-    status = os.stat(real)
-    # Copying tools keep size and modification time; no tool sets the time of the last change of the inode.
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    known = memory.get(real)
-    if isinstance(known, list) and known[0] == stamp:
-        return known[1]
-    file_hash = file_sha256(real)
-    _remember(memory_path, {**memory, real: [stamp, file_hash]})
-    return file_hash
-
-
-def _remember(memory_path: str, memory: dict) -> None:
-    unfinished = f"{memory_path}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(memory_path), exist_ok=True)
-        with open(unfinished, "w") as memory_file:
-            json.dump(memory, memory_file)
-        os.replace(unfinished, memory_path)
-    except OSError:
-        pass  # it only saves time: the file is hashed again
+    return remembered(real, os.path.join(memory_dir, "weight_hashes.json"), lambda: file_sha256(real))
 
 
 def _config_text(path: str, incidental: set[str]) -> bytes:

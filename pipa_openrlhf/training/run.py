@@ -1,5 +1,6 @@
 """One training run from its config to its export: data, prior, policy, trainer."""
 
+import json
 import logging
 import math
 import os
@@ -8,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.data.dataset import load_samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -41,7 +41,7 @@ from pipa_openrlhf.training.export import (
     write_model_card,
 )
 from pipa_openrlhf.training.identity import Start, find_start
-from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
+from pipa_openrlhf.training.run_folder import SKIPPED_ROWS, check_output_dir, claim_folders, run_folders
 from pipa_openrlhf.training.trainer import PreferenceTrainer
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,16 @@ class Result:
 
 @dataclass(frozen=True)
 class _Data:
+    """``bad``: where, and what is wrong, of each row that was skipped."""
+
     train_set: TrainingSet
     eval_set: TrainingSet | None
+    bad: list[tuple[str, str]]
 
     @property
-    def scored(self) -> list[Sample]:
+    def scored(self) -> Samples:
         """Everything the prior must score."""
-        return self.train_set.scored_by_prior() + (self.eval_set.scored_by_prior() if self.eval_set else [])
+        return Joined([one.scored_by_prior() for one in (self.train_set, self.eval_set) if one is not None])
 
 
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
@@ -110,6 +113,8 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
 
     folders = run_folders(config, tokenizer)
     strategy.from_rank_0(lambda: claim_folders(folders, config.ckpt.overwrite))
+    if strategy.is_rank_0():
+        _write_skipped(config.ckpt.output_dir, data.bad)
     check_export(config, tokenizer, strategy)
     actor, cache, starts_as_prior = _prepare_models(here, objective, start, data.scored, strategy, tokenizer, steps)
     trainer = PreferenceTrainer(
@@ -164,7 +169,7 @@ def _prepare_models(
     config: RunConfig,
     objective: Objective,
     start: Start,
-    scored: list[Sample],
+    scored: Samples,
     strategy: Strategy,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
@@ -214,32 +219,50 @@ def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders
 
 
 def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    bad: list[tuple[str, str]] = []
+
     def load(**source) -> TrainingSet:
-        samples = load_samples(
+        loaded = load_samples(
             config,
             tokenizer,
             pairs_only=objective.needs_pairs,
             keep=objective.keep,
-            rename=config.objective.read_rows,
+            rename=config.objective.read_rows if getattr(config.objective, "input_key", None) else None,
             **source,
-        ).samples
+        )
+        bad.extend(loaded.bad)
+        samples = loaded.samples
         return TrainingSet(
             samples,
             unit_size=2 if objective.needs_pairs else 1,
-            mismatched=mismatched_completions(samples, config.data.max_len) if objective.needs_mismatched else (),
+            mismatched=mismatched_completions(samples, config.data.max_len) if objective.needs_mismatched else None,
         )
 
     data = config.data
     train_set = load(dataset=data.dataset, probs=data.dataset_probs, split=data.dataset_split)
     if not config.eval.dataset:
-        return _Data(train_set, None)
-    return _Data(train_set, load(dataset=config.eval.dataset, split=config.eval.split, max_samples=sys.maxsize))
+        return _Data(train_set, None, bad)
+    eval_set = load(dataset=config.eval.dataset, split=config.eval.split, max_samples=sys.maxsize)
+    return _Data(train_set, eval_set, bad)
+
+
+def _write_skipped(output_dir: str, bad: list[tuple[str, str]]) -> None:
+    """List the rows that were skipped; where there are none, there is no list."""
+    if not bad:
+        return
+    path = os.path.join(output_dir, SKIPPED_ROWS)
+    with open(path, "w", encoding="utf-8") as file:
+        for where, problem in bad:
+            name, _, line = where.rsplit(" ", 2)
+            what = problem.removeprefix(f"{where}: ")
+            file.write(json.dumps({"file": name, "line": int(line), "problem": what}, ensure_ascii=False) + "\n")
+    log.info(f"Skipped rows are listed in {path}")
 
 
 def _check_tokens(
-    config: RunConfig, objective: Objective, samples: list[Sample], tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, objective: Objective, samples: Samples, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    token_ids = np.unique(np.concatenate([sample.input_ids for sample in samples]))
+    token_ids = samples.token_ids()
     remote = config.model.trust_remote_code
     check_vocabulary(config.model.path, "--model.model_name_or_path", token_ids, remote)
     if objective.needs_prior and config.prior_path:

@@ -19,6 +19,7 @@ from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.settings import flatten
 
 MANIFEST = "run_manifest.json"
+SKIPPED_ROWS = "skipped_rows.jsonl"
 # Glob patterns of what runs write; the tokenizer's files and a model's code come on top.
 _EXPORTED = (
     *("adapter_config.json", "adapter_model*.safetensors", "model*.safetensors", "model.safetensors.index.json"),
@@ -30,7 +31,7 @@ _EXPORTED = (
         "merged_base*/*",
         ".export_trial_*/*",
     ),
-    *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md"),
+    *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md", SKIPPED_ROWS),
 )
 _CHECKPOINTS = ("global_step[0-9]*/*", "global_step[0-9]*/*/*")
 

@@ -39,8 +39,8 @@ def test_the_format_and_the_counts_are_printed(load, write_rows):
     load(path)
     assert load.lines == [
         f"{path}: 1 rows",
-        f"{path}: format paired (by its columns: prompt, chosen, rejected), 2 answers",
-        f"{path}: 2 answers kept, none dropped",
+        f"{path}: format paired (by its columns: prompt, chosen, rejected)",
+        f"{path}: 2 of 2 answers kept, none dropped",
     ]
 
 

@@ -6,12 +6,14 @@ import datasets
 import pytest
 
 from pipa_openrlhf.data import sources
-from pipa_openrlhf.data.sources import read_rows
+from pipa_openrlhf.data.sources import as_row, merged_rows, open_sources
 from pipa_openrlhf.errors import UserError
 
 
 def read(dataset, probs=None, split="train", max_samples=1_000_000, seed=42):
-    return read_rows(dataset, probs, split, max_samples, seed)
+    sources = open_sources(dataset, split, max_samples)
+    rows = merged_rows(sources, [source.few_rows(max_samples) for source in sources], probs, seed, max_samples)
+    return [(where, as_row(where, row)) for _, where, row in rows]
 
 
 def table(name: str, count: int) -> datasets.Dataset:
