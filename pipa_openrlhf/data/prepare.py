@@ -106,7 +106,7 @@ def prepare(request: Request) -> Prepared:
         columns = Columns(gathered.arrays())
     else:
         processes = _num_processes(request.flags, sum(counts))
-        key = _key(request, identities, readings)
+        key = _key(request, identities)
 
         def build(files: Gathered) -> dict:
             about = _read(request, reader, counts, files, processes)
@@ -229,8 +229,8 @@ def _identities(sources: list[Source], root: str) -> list[tuple[str, int]]:
         return [source.identity(memory) for source in sources]  # a folder that can only be read
 
 
-def _key(request: Request, identities: list[tuple[str, int]], readings: list[Reading]) -> str:
-    """Digest of everything that the samples follow from, and the messages about them."""
+def _key(request: Request, identities: list[tuple[str, int]]) -> str:
+    """Digest of everything that samples, and messages about them, follow from."""
     flags = request.flags
     decisive = {one.name: one.value(flags) for one in settings_of(flags) if one.spec.role != MAY_CHANGE}
     # The data sets are those of `identities`; pairs are made later; the template's text is the tokenizer's.
@@ -243,7 +243,6 @@ def _key(request: Request, identities: list[tuple[str, int]], readings: list[Rea
         order,
         request.limit if sum(count for _, count in identities) > request.limit or order else None,
         decisive,
-        repr(readings),
         repr(request.rename),
         tokenizer_id(request.tokenizer, flags.apply_chat_template),
         _code_id(),

@@ -151,8 +151,7 @@ def _open_one(name: str, split: str, max_samples: int, use_ms: bool) -> Source:
         rows = partial(_json_rows, name, max_samples)
         return Source(name, rows, partial(_json_identity, name, max_samples, rows))
     table = _read_with_openrlhf(name, split, max_samples, use_ms)
-    # The fingerprint of `datasets` follows from the files, or from the content of tables that have none.
-    return Source(name, partial(_table_rows, name, table), lambda _: (table._fingerprint, len(table)), len(table))
+    return Source(name, partial(_table_rows, name, table), lambda _: (_table_digest(table), len(table)), len(table))
 
 
 def _json_rows(path: str, max_samples: int) -> Iterator[tuple[str, str]]:
@@ -171,6 +170,19 @@ def _json_identity(path: str, max_samples: int, rows: Callable, memory_path: str
 
     digest, count = remembered(os.path.realpath(path), memory_path, compute, f" first {max_samples} rows").split()
     return digest, int(count)
+
+
+def _table_digest(table) -> str:
+    """Of its content: the fingerprint of `datasets` is another one at every start."""
+    import pyarrow
+
+    digest = hashlib.sha256()
+    sink = SimpleNamespace(write=digest.update, closed=False, flush=lambda: None)
+    indices = np.arange(len(table)) if table._indices is None else table._indices.column(0).to_numpy()
+    digest.update(np.ascontiguousarray(indices, dtype=np.int64).tobytes())
+    with pyarrow.ipc.new_stream(pyarrow.PythonFile(sink, mode="w"), table.data.schema) as stream:
+        stream.write_table(table.data.table)
+    return digest.hexdigest()
 
 
 def _table_rows(name: str, table) -> Iterator[tuple[str, dict]]:

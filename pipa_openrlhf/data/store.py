@@ -67,7 +67,7 @@ def open_or_build(cache_dir: str, key: str, build: Callable[[Gathered], dict]) -
             log.info(f"Another process prepares these data: waiting for {path}")
             lock.acquire()
     try:
-        if (found := _open(path)) is None:
+        if (found := _open(path, log.info)) is None:
             _build(root, key, build)
             found = _open(path)
     finally:
@@ -126,7 +126,8 @@ class _Files(Gathered):
                 os.fsync(one.fileno())
 
 
-def _open(path: str) -> tuple[Columns, dict] | None:
+def _open(path: str, report: Callable[[str], None] = lambda line: None) -> tuple[Columns, dict] | None:
+    """A store, or None where there is none that is whole."""
     try:
         with open(os.path.join(path, _ABOUT), encoding="utf-8") as file:
             about = json.load(file)
@@ -137,12 +138,9 @@ def _open(path: str) -> tuple[Columns, dict] | None:
         for index in np.unique(np.linspace(0, len(columns) - 1, _LOOKED_AT, dtype=np.int64)) if len(columns) else ():
             if not is_intact(columns[int(index)], bytes(digests[index])):
                 raise ValueError(f"sample {index} is not as it was written")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.isdir(path):
-            log.info(f"{path} is damaged ({first_line(error)}): its data are prepared again")
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.info(f"{path} is damaged ({first_line(error)}): its data are prepared again")
+        if os.path.isdir(path):
+            report(f"{path} is damaged ({first_line(error)}): its data are prepared again")
         return None
     return columns, about
 
