@@ -260,7 +260,7 @@ class Gathered:
     def __init__(self, packed: Sequence[dict] = ()):
         self._numbers: dict[bytes, int] = {}
         self._known = 0
-        self._token_ids = np.zeros(0, dtype=np.int32)
+        self._has_token = np.zeros(0, dtype=np.bool_)
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name in TYPES}
         for one in packed:
             self.add(one)
@@ -279,11 +279,14 @@ class Gathered:
         sizes = np.array(list(map(len, new)), dtype=np.int32)
         for name, array in {**packed, "problem": numbers, "problem_id": texts, "problem_id_size": sizes}.items():
             self.append(name, array)
-        self._token_ids = np.union1d(self._token_ids, packed["input_ids"])
+        ids = packed["input_ids"]
+        missing = int(ids.max(initial=-1)) + 1 - len(self._has_token)
+        self._has_token = np.pad(self._has_token, (0, max(missing, 0)))
+        self._has_token[ids] = True
 
     def close(self) -> None:
         """Append what is known when there is nothing more to add."""
-        self.append("token_ids", self._token_ids)
+        self.append("token_ids", np.flatnonzero(self._has_token).astype(np.int32))
 
     def append(self, name: str, array: np.ndarray) -> None:
         """Put values at the end of a column."""
