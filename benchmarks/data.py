@@ -2,9 +2,9 @@
 
     python benchmarks/data.py [--records 1000000] [--processes 2] [--repeats 1] [--output FILE]
 
-Answers in labelled steps, about 370 tokens a record. The bare arm loads the file and tokenises prompt and answer as one
-text; ours reads, labels, tokenises and stores them. Each arm is a process of its own, with caches that are empty. Then
-come a second start up to the first micro-batch, and shuffling and planning, at the same number of records.
+Answers in labelled steps, some 370 tokens a record. The bare arm loads the file and tokenises prompt and answer as
+one text; ours reads, labels, tokenises and stores them. Each arm is a process of its own, with caches that are empty.
+Then come a second start up to the first micro-batch, and shuffling and planning, at the same number of records.
 """
 
 import argparse

@@ -9,7 +9,8 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -92,45 +93,51 @@ def prepare(request: Request) -> Prepared:
     """
     few = [source.few_rows(FEW_ROWS) for source in request.sources]
     counts = [count for count in few if count is not None]
-    is_few = len(counts) == len(few) and sum(counts) <= FEW_ROWS
-    root = os.path.expanduser(request.flags.cache_dir)
-    identities = [] if is_few else _identities(request.sources, root)
-    counts = counts if is_few else [count for _, count in identities]
-    for source, count in zip(request.sources, counts):
-        log.info(f"{source.name}: {count} rows")
-    readings = [_choose(source, request) for source in request.sources]
-    reader = Reader(tuple(readings), request.tokenizer, request.flags, request.skips, request.rename)
-    if is_few:
+    if len(counts) == len(few) and sum(counts) <= FEW_ROWS:
+        reader = _reader(request, counts)
         gathered = Gathered()
         about = _read(request, reader, counts, gathered, processes=1)
-        columns = Columns(gathered.arrays())
-    else:
-        processes = _num_processes(request.flags, sum(counts))
-        key = _key(request, identities)
+        return _prepared(request, reader, Columns(gathered.arrays()), about)
 
-        def build(files: Gathered) -> dict:
-            about = _read(request, reader, counts, files, processes)
-            if _identities(request.sources, root) != identities:
-                raise UserError(f"{request.name}: the data changed while they were read; start again")
-            return about
+    root = os.path.expanduser(request.flags.cache_dir)
+    identities = _identities(request.sources, root)
+    counts = [count for _, count in identities]
+    reader = _reader(request, counts)
 
-        columns, about = store.open_or_build(root, key, build)
+    def build(files: Gathered) -> dict:
+        about = _read(request, reader, counts, files, _num_processes(request.flags, sum(counts)))
+        if _identities(request.sources, root) != identities:
+            raise UserError(f"{request.name}: the data changed while they were read; start again")
+        return about
+
+    return _prepared(request, reader, *store.open_or_build(root, _key(request, identities), build))
+
+
+def _prepared(request: Request, reader: Reader, columns: Columns, about: dict) -> Prepared:
     dropped = Dropped()
     for entry in about["dropped"]:
         dropped.add(*entry)
     prepared = Prepared(
         columns,
-        [reading.layout for reading in readings],
+        [reading.layout for reading in reader.readings],
         about["num_rows"],
         about["num_records"],
         dropped,
         Counter(about["label_sources"]),
-        [tuple(one) for one in about["bad"]],
+        [(where, problem) for where, problem in about["bad"]],
     )
     if prepared.bad:
         _check_bad(request, prepared.bad, prepared.num_rows)
         _report_bad(request, prepared.bad, prepared.num_rows)
     return prepared
+
+
+def _reader(request: Request, counts: list[int]) -> Reader:
+    """How all data sets are read; says what they are read as."""
+    for source, count in zip(request.sources, counts):
+        log.info(f"{source.name}: {count} rows")
+    readings = tuple(_choose(source, request) for source in request.sources)
+    return Reader(readings, request.tokenizer, request.flags, request.skips, request.rename)
 
 
 def _choose(source: Source, request: Request) -> Reading:
@@ -155,8 +162,9 @@ def _read(request: Request, reader: Reader, counts: list[int], out: Gathered, pr
     num_rows = num_records = 0
     rows = merged_rows(request.sources, counts, request.probs, request.seed, request.limit)
     total = min(sum(counts), request.limit)
-    with tqdm(desc="Preparing data", unit=" rows", total=total, disable=total <= FEW_ROWS or None) as bar:
-        for chunk in _read_chunks(reader, _chunks(rows), processes):
+    bar = tqdm(desc="Preparing data", unit=" rows", total=total, disable=total <= FEW_ROWS or None)
+    with closing(_read_chunks(reader, _chunks(rows), processes)) as chunks, bar:
+        for chunk in chunks:
             num_rows += chunk.num_rows
             bad += chunk.bad
             if bad:
@@ -177,7 +185,7 @@ def _read(request: Request, reader: Reader, counts: list[int], out: Gathered, pr
     }
 
 
-def _read_chunks(reader: Reader, chunks: Iterator[RowChunk], processes: int) -> Iterator[SampleChunk]:
+def _read_chunks(reader: Reader, chunks: Iterator[RowChunk], processes: int) -> Generator[SampleChunk, None, None]:
     if processes > 1:
         try:
             with Workers(reader, processes) as workers:

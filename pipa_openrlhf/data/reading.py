@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -124,5 +123,4 @@ def kind_of(problem: str, where: str) -> str:
     """What is wrong with a bad row, without what is of that row alone, so that rows can be counted by it."""
     what, _, remedy = problem.removeprefix(f"{where}: ").partition("; ")
     what = _VALUE.sub(" is ...", re.sub(r" \(.*?\)", "", what, flags=re.DOTALL))
-    numbers = partial(re.sub, r"\d+", "N")
-    return numbers(what) + (f"; {numbers(remedy)}" if remedy else "")
+    return re.sub(r"\d+", "N", what) + (f"; {remedy}" if remedy else "")

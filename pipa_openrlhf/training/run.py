@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -248,9 +249,11 @@ def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTok
 
 def _write_skipped(output_dir: str, bad: list[tuple[str, str]]) -> None:
     """List the rows that were skipped; where there are none, there is no list."""
-    if not bad:
-        return
     path = os.path.join(output_dir, SKIPPED_ROWS)
+    if not bad:
+        with suppress(FileNotFoundError):
+            os.remove(path)  # of this run, before its data were put right
+        return
     with open(path, "w", encoding="utf-8") as file:
         for where, problem in bad:
             name, _, line = where.rsplit(" ", 2)

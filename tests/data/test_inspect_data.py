@@ -66,3 +66,16 @@ def test_mistakes_end_in_one_line(tokenizers, tmp_path, capsys, flags, problem):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert problem in error
+
+
+def test_skipped_rows_are_counted(tokenizers, write_rows, tmp_path, capsys):
+    tokenizers["bytes"].save_pretrained(tmp_path / "tokenizer")
+    good = {"prompt": "the\n", "completion": "cat", "label": 1}
+    path = write_rows([good, {**good, "label": 7}, good, {**good, "label": 8}])
+    words = ["--data.dataset", path, "--model.model_name_or_path", str(tmp_path / "tokenizer")]
+    before = sorted(tmp_path.iterdir())
+    assert cli([*words, "--data.on_error", "skip", "--data.max_error_share", "0.5"]) == 0
+    assert "skipped   2 'label' is ...; a label is true/false or 1/0" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
+    assert cli(words) == 1
+    assert f"{path} line 2: 'label' is 7" in capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_bad_rows_end_the_run_or_are_skipped(load, write_rows, tmp_path, monkeyp
 
 
 KINDS = {
-    "'labels[3]' is 'x3'; a label is true/false": "'labels[N]' is ...; a label is true/false",
+    "'labels[3]' is 'x3'; a label is true/false or 1/0": "'labels[N]' is ...; a label is true/false or 1/0",
     "not valid JSON (Expecting value, column 7); write one": "not valid JSON; write one",
     "'prompt' is null; give it a value": "'prompt' is null; give it a value",
     "2 'labels' for 14 steps; give one": "N 'labels' for N steps; give one",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_tokenizer, run_in_process, run_module, train, write_jsonl
+from tiny import make_tokenizer, read_jsonl, run_in_process, run_module, train, write_jsonl
 
 from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.errors import UserError
@@ -233,3 +233,31 @@ def test_a_run_that_is_resumed_tomorrow_has_the_same_data(small_run, tmp_path, m
     ids = [json.loads((tmp_path / name / "args.json").read_text())["resolved.identity"] for name in ("out", "new")]
     assert ids[0]["started"] == "2026-01-31T12:00:00" and ids[1]["started"] == "2026-02-01T12:00:00"
     assert ids[0]["contents"]["--data.dataset"] != ids[1]["contents"]["--data.dataset"]
+
+
+def test_skipped_rows_are_listed_beside_the_run(small_run, tmp_path, capsys):
+    good = [{"prompt": f"{n}?", "completion": f"{n}", "label": n % 2} for n in range(8)]
+    rows = [*good[:3], {**good[3], "label": "no"}, *good[3:]]
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    with open(path, "a") as file:
+        file.write("{\n")
+    flags = {**QUICK, "data.dataset": path, "data.annotation": None}
+    assert run_in_process("train_pipa", *small_run("out", **flags)) == 1
+    assert f"{path} line 4: 'label' is 'no'" in capsys.readouterr().err
+    assert run_in_process("train_pipa", *small_run("out", **flags, **{"data.on_error": "skip"})) == 1
+    assert "--data.max_error_share 0.01 of 10" in capsys.readouterr().err
+    skip = {"data.on_error": "skip", "data.max_error_share": 0.5}
+    train("train_pipa", *small_run("out", **flags, **skip))
+    listed = tmp_path / "out" / "skipped_rows.jsonl"
+    assert f"Skipped rows are listed in {listed}" in capsys.readouterr().out
+    assert [(row["file"], row["line"]) for row in map(json.loads, listed.open())] == [(path, 4), (path, 10)]
+    assert json.loads(listed.read_text().splitlines()[0])["problem"].startswith("'label' is 'no'; ")
+    with_skipped = losses(tmp_path / "out")
+    flags["data.dataset"] = write_jsonl(tmp_path / "good.jsonl", good)
+    train("train_pipa", *small_run("out", **flags), "--ckpt.overwrite")
+    assert not listed.exists()
+    assert losses(tmp_path / "out") == with_skipped
+
+
+def losses(folder) -> list[float]:
+    return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
