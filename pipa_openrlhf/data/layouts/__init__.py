@@ -37,6 +37,10 @@ LAYOUTS = (
     "mc_tree",
     "rollouts",
     "step_dpo",
+    "compared",
+    "ranked",
+    "swift_pair",
+    "uncompared",
 )
 
 # Rows that decide the layout of a data set.

@@ -5,22 +5,47 @@ from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts import step_dpo
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
-from pipa_openrlhf.data.layouts.prompts import read_prompt
+from pipa_openrlhf.data.layouts.prompts import prompt_column, read_prompt
 from pipa_openrlhf.data.record import Record
 
 COLUMNS = ("chosen", "rejected")
-READING = "a better and a worse answer; without a prompt column the prompt is what both begin with"
+READING = (
+    "a better and a worse answer, also as `chosen_response` and `rejected_response`, `preferred_output` and "
+    "`non_preferred_output`, `response` and `rejected_response`, `response_j` and `response_k`; scores beside them are "
+    "not read; without a prompt column the prompt is what both begin with"
+)
 EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+# The better and the worse side, as public data name them.
+SIDES = (
+    COLUMNS,
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+    ("response", "rejected_response"),
+    ("response_j", "response_k"),
+)
+# Parts of the name of a column that says itself which side is better.
+PREFERENCE = ("prefer", "better", "winner", "choice")
+
+
+def sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
+    """Names of the columns of the two sides: the flags' where the user changed them, else the first there are."""
+    named = (flags.chosen_key, flags.rejected_key)
+    known = (named,) if named != COLUMNS else SIDES
+    present = [pair for pair in known if all(name in row for name in pair)]
+    filled = (pair for pair in present if all(row[name] is not None for name in pair))
+    return next(filled, present[0] if present else None)
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether the row has two answers, and no steps that go before both."""
-    return flags.chosen_key in row and flags.rejected_key in row and not step_dpo.fits(row, flags)
+    return sides(row, flags) is not None and not step_dpo.fits(row, flags)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{prompt, chosen, rejected}``, with steps also ``rejected_labels`` (and ``chosen_labels``, default all 1)."""
-    chosen, rejected = (read_answer(row, name, where) for name in (flags.chosen_key, flags.rejected_key))
+    names = sides(row, flags) or (flags.chosen_key, flags.rejected_key)
+    _refuse_own_preference(row, names, where, flags)
+    chosen, rejected = (read_answer(row, name, where) for name in names)
     chosen_labels = _optional_labels(row, "chosen_labels", chosen, flags, where)
     rejected_labels = _optional_labels(row, "rejected_labels", rejected, flags, where)
     if chosen_labels is None and rejected_labels is not None:
@@ -36,6 +61,18 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         chosen_labels=chosen_labels,
         rejected_labels=rejected_labels,
     )
+
+
+def _refuse_own_preference(row: dict, names: tuple[str, str], where: str, flags: DataConfig) -> None:
+    """The key flags must not overrule a column that says for each row which side is better."""
+    if (flags.chosen_key, flags.rejected_key) == COLUMNS or flags.format != "auto":
+        return
+    others = {name: value for name, value in row.items() if name not in (*names, prompt_column(row, flags))}
+    for name, value in others.items():
+        if value is not None and (name in ("label", "labels") or any(part in name.lower() for part in PREFERENCE)):
+            flag = f"--data.chosen_key {flags.chosen_key} --data.rejected_key {flags.rejected_key}"
+            problem = f"{flag} name the sides, but {name!r} ({fields.show(value)}) may say which is better"
+            fields.refuse(where, problem, "leave out these flags, or give --data.format paired if the flags are right")
 
 
 def _optional_labels(row: dict, name: str, answer: Answer, flags: DataConfig, where: str) -> list[int | None] | None:

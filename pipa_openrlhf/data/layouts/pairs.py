@@ -6,10 +6,9 @@ from dataclasses import replace
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record
+from pipa_openrlhf.data.layouts.dialogue import as_messages, hand_over, human_turns, is_dialogue
+from pipa_openrlhf.data.layouts.prompts import complete_prompt
 from pipa_openrlhf.data.record import FROM_SIDE, Record
-
-# Where a dialogue written as text hands over to the model.
-ASSISTANT_TURN = "\n\nAssistant:"
 
 
 def pair_records(
@@ -28,16 +27,21 @@ def pair_records(
 ) -> list[Record]:
     """The chosen and the rejected record of one row.
 
-    Without a prompt, and for whole conversations beside a text prompt, it is what both sides begin with: see
-    :func:`shared_text` and :func:`shared_messages`.
+    Without a prompt, and for whole conversations, it is what both sides begin with: see :func:`shared_text` and
+    :func:`shared_messages`.
 
     Args:
         complete: False: the sides are the next step of an answer that goes on, so that no label of a whole answer is
             known: only which side it is.
     """
+    if flags.apply_chat_template and isinstance(prompt, str) and is_dialogue(prompt, open_end=True):
+        prompt = as_messages(prompt)
+    without_prompt = prompt is None
+    if flags.apply_chat_template and prompt is None:
+        chosen, rejected = _from_dialogue(chosen), _from_dialogue(rejected)
     whole = all(one.messages is not None and one.messages[0]["role"] != "assistant" for one in (chosen, rejected))
-    if prompt is None or (isinstance(prompt, str) and whole and flags.apply_chat_template):
-        prompt, chosen, rejected = _take_prompt(chosen, rejected, flags, where)
+    if prompt is None or (whole and flags.apply_chat_template):
+        prompt, chosen, rejected = _take_prompt(row, prompt, chosen, rejected, flags, where)
     return [
         make_record(
             row,
@@ -49,36 +53,86 @@ def pair_records(
             complete=complete,
             pair_id=index,
             side=side,
+            masked_spans=_others_turns(answer) if without_prompt else (),
         )
         for side, answer, step_labels in ((1, chosen, chosen_labels), (0, rejected, rejected_labels))
     ]
 
 
+def _from_dialogue(answer: Answer) -> Answer:
+    if answer.messages is not None or len(answer.steps) > 1 or not is_dialogue(answer.steps[0]):
+        return answer
+    messages = as_messages(answer.steps[0])
+    return Answer(answer.name, [messages[-1]["content"]], messages)
+
+
+def _others_turns(answer: Answer) -> tuple[tuple[int, int, int], ...]:
+    """What the human says within one side of a dialogue written as text, whose sides part before its last turn."""
+    if answer.messages is not None or len(answer.steps) > 1:
+        return ()
+    return tuple((0, start, end) for start, end in human_turns(answer.steps[0]))
+
+
 def _take_prompt(
-    chosen: Answer, rejected: Answer, flags: DataConfig, where: str
+    row: dict, prompt: str | list[dict] | None, chosen: Answer, rejected: Answer, flags: DataConfig, where: str
 ) -> tuple[str | list[dict] | None, Answer, Answer]:
     if chosen.messages is not None and rejected.messages is not None and flags.apply_chat_template:
-        if len(chosen.messages) == 1:
-            remedy = "start it with the user's message or add 'prompt'"
-            fields.refuse(where, f"{chosen.name!r} has no prompt", remedy)
-        count = shared_messages(chosen.messages, rejected.messages)
-        if not count:
-            problem = f"{rejected.name!r} does not start with the prompt of {chosen.name!r}"
-            fields.refuse(where, problem, "make their messages before the answer the same")
-        rest = (
-            replace(chosen, messages=chosen.messages[count:]),
-            replace(rejected, messages=rejected.messages[count:]),
-        )
-        return chosen.messages[:count], *rest
+        return _take_messages(row, prompt, (chosen, chosen.messages), (rejected, rejected.messages), flags, where)
     if chosen.messages is None and rejected.messages is None and len(chosen.steps) == len(rejected.steps) == 1:
         count = shared_text(chosen.steps[0], rejected.steps[0])
         if count and not flags.apply_chat_template:
+            for one in (chosen, rejected):
+                if not one.steps[0][count:].strip():
+                    fields.refuse(where, f"{one.name!r} is empty after the prompt", "give it text or remove the row")
             rest = (
                 replace(chosen, steps=[chosen.steps[0][count:]]),
                 replace(rejected, steps=[rejected.steps[0][count:]]),
             )
-            return chosen.steps[0][:count], *rest
+            return complete_prompt(row, "", chosen.steps[0][:count], flags, where), *rest
     return None, chosen, rejected
+
+
+def _take_messages(
+    row: dict,
+    prompt: str | list[dict] | None,
+    chosen: tuple[Answer, list[dict]],
+    rejected: tuple[Answer, list[dict]],
+    flags: DataConfig,
+    where: str,
+) -> tuple[list[dict], Answer, Answer]:
+    (better, messages), (worse, others) = chosen, rejected
+    for one, own in (chosen, rejected):
+        if own[-1]["role"] != "assistant":
+            fields.refuse(where, f"{one.name!r} ends with a {own[-1]['role']} message", "end with the assistant's")
+    if len(messages) == 1:
+        fields.refuse(where, f"{better.name!r} has no prompt", "start it with the user's message or add 'prompt'")
+    count = shared_messages(messages, others)
+    if not count:
+        problem = f"{worse.name!r} does not start with the prompt of {better.name!r}"
+        fields.refuse(where, problem, "make their messages before the answer the same")
+    shared = messages[:count]
+    if isinstance(prompt, list) and prompt not in (messages, others):
+        whole = _overlapping(prompt, shared)
+        if whole is None:
+            problem = f"the conversations of {better.name!r} and {worse.name!r} do not go on from the prompt's"
+            fields.refuse(where, problem, "make their messages before the answer the same, or leave one of them out")
+        shared = whole
+    whole_prompt = complete_prompt(row, "", shared, flags, where)
+    assert isinstance(whole_prompt, list)
+    return (
+        whole_prompt,
+        replace(better, messages=messages[count:]),
+        replace(worse, messages=others[count:]),
+    )
+
+
+def _overlapping(prompt: list[dict], shared: list[dict]) -> list[dict] | None:
+    """The prompt of conversations that begin with ``shared``, beside a prompt; None: they have nothing to do with it."""
+    if prompt in (shared[: len(prompt)], shared[-len(prompt) :]):
+        return shared
+    if prompt[-len(shared) :] == shared:
+        return prompt
+    return prompt + shared if prompt[-1]["role"] != "user" and shared[0]["role"] == "user" else None
 
 
 def shared_messages(chosen: list[dict], rejected: list[dict]) -> int:
@@ -91,12 +145,13 @@ def shared_messages(chosen: list[dict], rejected: list[dict]) -> int:
 
 
 def shared_text(chosen: str, rejected: str) -> int:
-    """How many characters of two texts are their prompt: up to the last ``\\n\\nAssistant:`` that both begin with, or
-    else up to the last space or line end, which goes with the answer; at least one character is left on each side."""
-    most = min(len(chosen), len(rejected)) - 1
-    common = next((number for number in range(most) if chosen[number] != rejected[number]), max(most, 0))
-    turn = chosen.rfind(ASSISTANT_TURN, 0, common)
-    if turn >= 0:
-        return turn + len(ASSISTANT_TURN)
-    last_space = list(re.finditer(r"\s+", chosen[: common + 1]))
+    """How many characters of two texts are their prompt: up to the last mark, in what both begin with, that hands over
+    to the model; or else up to the last space or line end, which goes with the answer, at least one character being
+    left on each side."""
+    shorter = min(len(chosen), len(rejected))
+    common = next((number for number in range(shorter) if chosen[number] != rejected[number]), shorter)
+    turn = hand_over(chosen, common)
+    if turn:
+        return turn
+    last_space = list(re.finditer(r"\s+", chosen[: min(common, max(shorter - 1, 0)) + 1]))
     return last_space[-1].start() if last_space else 0

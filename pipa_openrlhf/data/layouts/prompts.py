@@ -32,7 +32,12 @@ def read_prompt(row: dict, flags: DataConfig, where: str) -> str | list[dict] | 
 
 
 def to_prompt(value: object, name: str, flags: DataConfig, where: str) -> str | list[dict]:
-    """A value as text or messages."""
+    """A value as text or messages; OpenAI's ``input`` is an object that holds the messages."""
+    if isinstance(value, dict) and fields.is_messages(value.get("messages")):
+        if value.get("tools"):
+            problem = f"'{name}.tools' is {fields.show(value['tools'])}"
+            fields.refuse(where, problem, "tools are not shown to the model; write them into a system message")
+        name, value = f"{name}.messages", value["messages"]
     if fields.is_messages(value):
         if not flags.apply_chat_template:
             fields.refuse(where, f"{name!r} holds messages", ADD_THE_FLAG)
