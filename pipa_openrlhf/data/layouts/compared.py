@@ -45,7 +45,7 @@ def _is_a(value: object, name: str, where: str) -> int:
     return 1 - int(number)
 
 
-WINNERS = {"model_a": 0, "a": 0, "model_b": 1, "b": 1}
+WINNERS = {"model_a": 0, "response_a": 0, "a": 0, "model_b": 1, "response_b": 1, "b": 1}
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
 
 

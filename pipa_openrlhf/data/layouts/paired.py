@@ -4,15 +4,17 @@ from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.layouts import step_dpo
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer
+from pipa_openrlhf.data.layouts.dialogue import is_dialogue
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import prompt_column, read_prompt
 from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.errors import UserError
 
 COLUMNS = ("chosen", "rejected")
 READING = (
     "a better and a worse answer, also as `chosen_response` and `rejected_response`, `preferred_output` and "
-    "`non_preferred_output`, `response` and `rejected_response`, `response_j` and `response_k`; scores beside them are "
-    "not read; without a prompt column the prompt is what both begin with"
+    "`non_preferred_output`, `response` and `rejected_response`, `response_j` and `response_k`; scores beside them "
+    "are not read; without a prompt column the prompt is what both begin with"
 )
 EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
 # The better and the worse side, as public data name them.
@@ -25,6 +27,8 @@ SIDES = (
 )
 # Parts of the name of a column that says itself which side is better.
 PREFERENCE = ("prefer", "better", "winner", "choice")
+# Characters of a prompt that no two answers begin with by chance.
+LONG_PROMPT = 20
 
 
 def sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
@@ -39,6 +43,30 @@ def sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether the row has two answers, and no steps that go before both."""
     return sides(row, flags) is not None and not step_dpo.fits(row, flags)
+
+
+def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
+    """Refuse sides that all repeat the prompt's text.
+
+    Raises:
+        UserError: they do, and the user did not say that they are answers by ``--data.format paired``.
+    """
+    if flags.format == "auto" and all(_repeats_prompt(row, flags) for row in rows):
+        raise UserError(
+            f"{dataset}: all answers begin with the text of their prompt; remove it from them, or leave out the "
+            "prompt's column; or give --data.format paired if they say it again"
+        )
+    return flags
+
+
+def _repeats_prompt(row: dict, flags: DataConfig) -> bool:
+    """A few words may be the answer's own; the dialogue that HH-RLHF's texts repeat is left out when it is read."""
+    name = prompt_column(row, flags)
+    prompt = row.get(name) if name else None
+    if not isinstance(prompt, str) or len(prompt.strip()) < LONG_PROMPT or is_dialogue(prompt, open_end=True):
+        return False
+    texts = [row.get(side) for side in sides(row, flags) or ()]
+    return bool(texts) and all(isinstance(text, str) and text.startswith(prompt.strip()) for text in texts)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:

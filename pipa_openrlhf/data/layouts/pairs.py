@@ -34,8 +34,9 @@ def pair_records(
         complete: False: the sides are the next step of an answer that goes on, so that no label of a whole answer is
             known: only which side it is.
     """
-    if flags.apply_chat_template and isinstance(prompt, str) and is_dialogue(prompt, open_end=True):
-        prompt = as_messages(prompt)
+    if isinstance(prompt, str) and is_dialogue(prompt, open_end=True):
+        chosen, rejected = _without_dialogue(prompt, chosen), _without_dialogue(prompt, rejected)
+        prompt = as_messages(prompt) if flags.apply_chat_template else prompt
     without_prompt = prompt is None
     if flags.apply_chat_template and prompt is None:
         chosen, rejected = _from_dialogue(chosen), _from_dialogue(rejected)
@@ -57,6 +58,13 @@ def pair_records(
         )
         for side, answer, step_labels in ((1, chosen, chosen_labels), (0, rejected, rejected_labels))
     ]
+
+
+def _without_dialogue(prompt: str, answer: Answer) -> Answer:
+    """The answer alone, where the dialogue before it is written twice."""
+    if answer.messages is not None or not answer.steps[0].startswith(prompt) or answer.steps[0] == prompt:
+        return answer
+    return replace(answer, steps=[answer.steps[0][len(prompt) :], *answer.steps[1:]])
 
 
 def _from_dialogue(answer: Answer) -> Answer:
@@ -127,7 +135,7 @@ def _take_messages(
 
 
 def _overlapping(prompt: list[dict], shared: list[dict]) -> list[dict] | None:
-    """The prompt of conversations that begin with ``shared``, beside a prompt; None: they have nothing to do with it."""
+    """The prompt of conversations that begin with ``shared``, beside another; None: neither goes on from the other."""
     if prompt in (shared[: len(prompt)], shared[-len(prompt) :]):
         return shared
     if prompt[-len(shared) :] == shared:

@@ -31,11 +31,10 @@ def _role(message: object) -> object:
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
-    """``{messages, rejected_response}`` (text, or the messages after the last of the user) or ``rejected_messages``."""
+    """``{messages, rejected_response}`` (text, or messages after the user's last) or ``rejected_messages``."""
     chosen = read_answer(row, "messages", where)
     if chosen.messages is None or not flags.apply_chat_template:
-        problem = f"'messages' is {fields.show(row['messages'])}" if chosen.messages is None else "it holds messages"
-        fields.refuse(where, problem, "give a conversation" if chosen.messages is None else ADD_THE_FLAG)
+        fields.refuse(where, "'messages' holds messages", ADD_THE_FLAG)
     name = next((name for name in WORSE if row.get(name) is not None), WORSE[0])
     rejected = read_answer(row, name, where)
     if rejected.messages is not None and rejected.messages[0]["role"] != "assistant":
