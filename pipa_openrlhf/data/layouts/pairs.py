@@ -1,7 +1,10 @@
 """What every layout of pairs shares: two answers to one prompt, made into two records."""
 
+import os.path
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
@@ -89,6 +92,8 @@ def _take_prompt(
     if chosen.messages is None and rejected.messages is None and len(chosen.steps) == len(rejected.steps) == 1:
         count = shared_text(chosen.steps[0], rejected.steps[0])
         if count and not flags.apply_chat_template:
+            if human_turns(os.path.commonprefix([one.steps[0][count:] for one in (chosen, rejected)])):
+                _refuse_parting(chosen, rejected, "human", where)
             for one in (chosen, rejected):
                 if not one.steps[0][count:].strip():
                     fields.refuse(where, f"{one.name!r} is empty after the prompt", "give it text or remove the row")
@@ -118,6 +123,9 @@ def _take_messages(
     if not count:
         problem = f"{worse.name!r} does not start with the prompt of {better.name!r}"
         fields.refuse(where, problem, "make their messages before the answer the same")
+    parted = _first_difference(messages, others)
+    if count < parted < min(len(messages), len(others)):
+        _refuse_parting(better, worse, messages[parted]["role"], where)
     shared = messages[:count]
     if isinstance(prompt, list) and prompt not in (messages, others):
         whole = _overlapping(prompt, shared)
@@ -134,6 +142,12 @@ def _take_messages(
     )
 
 
+def _refuse_parting(chosen: Answer, rejected: Answer, role: str, where: str) -> NoReturn:
+    """What the model says in both before that would be right and wrong at once."""
+    problem = f"{chosen.name!r} and {rejected.name!r} part in a {role} message, after the same answer"
+    fields.refuse(where, problem, "let them part in the assistant's or remove the row")
+
+
 def _overlapping(prompt: list[dict], shared: list[dict]) -> list[dict] | None:
     """The prompt of conversations that begin with ``shared``, beside another; None: neither goes on from the other."""
     if prompt in (shared[: len(prompt)], shared[-len(prompt) :]):
@@ -145,21 +159,25 @@ def _overlapping(prompt: list[dict], shared: list[dict]) -> list[dict] | None:
 
 def shared_messages(chosen: list[dict], rejected: list[dict]) -> int:
     """How many messages both begin with, at least one being left on each side, the first of them an assistant's."""
-    most = min(len(chosen), len(rejected)) - 1
-    count = next((number for number in range(most) if chosen[number] != rejected[number]), most)
+    count = min(_first_difference(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     while count and not chosen[count]["role"] == rejected[count]["role"] == "assistant":
         count -= 1
     return count
+
+
+def _first_difference(chosen: Sequence, rejected: Sequence) -> int:
+    """Where two sequences part; the length of the shorter where it begins the other."""
+    both = enumerate(zip(chosen, rejected, strict=False))
+    return next((number for number, (one, other) in both if one != other), min(len(chosen), len(rejected)))
 
 
 def shared_text(chosen: str, rejected: str) -> int:
     """How many characters of two texts are their prompt: up to the last mark, in what both begin with, that hands over
     to the model; or else up to the last space or line end, which goes with the answer, at least one character being
     left on each side."""
-    shorter = min(len(chosen), len(rejected))
-    common = next((number for number in range(shorter) if chosen[number] != rejected[number]), shorter)
+    common = _first_difference(chosen, rejected)
     turn = hand_over(chosen, common)
     if turn:
         return turn
-    last_space = list(re.finditer(r"\s+", chosen[: min(common, max(shorter - 1, 0)) + 1]))
+    last_space = list(re.finditer(r"\s+", chosen[: min(common + 1, len(chosen), len(rejected))]))
     return last_space[-1].start() if last_space else 0

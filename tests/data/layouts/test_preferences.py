@@ -287,6 +287,18 @@ class TestSharedDialogue:
         with pytest.raises(UserError, match="^data.jsonl line 1: 'rejected' ends with a user message"):
             read(row, apply_chat_template=True)
 
+    def test_sides_that_part_in_a_human_turn_are_refused(self, read):
+        text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: {}+1?\n\nAssistant: Two"
+        row = {"chosen": text.format(1), "rejected": text.format(2)}
+        with pytest.raises(UserError, match="^data.jsonl line 1: 'chosen' and 'rejected' part in a human message"):
+            read(row)
+        with pytest.raises(UserError, match="^data.jsonl line 1: 'chosen' and 'rejected' part in a user message"):
+            read(row, apply_chat_template=True)
+
+    def test_one_side_may_go_on(self, read):
+        row = {"chosen": [USER, assistant("2"), AGAIN, assistant("yes")], "rejected": [USER, assistant("2")]}
+        assert read(row, apply_chat_template=True)[1] == pair([USER], row["chosen"][1:], row["rejected"][1:])
+
     def test_sides_that_part_early_have_the_humans_words_masked(self, read_records):
         head, turn = "\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: 1+1?\n\nAssistant:"
         row = {"chosen": f"{head} Hello.{turn} Two", "rejected": f"{head} Go!"}
