@@ -4,7 +4,8 @@ from typing import NoReturn
 
 from pipa_openrlhf.config import DataConfig
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts import compared, paired
+from pipa_openrlhf.data.layouts import paired
+from pipa_openrlhf.data.layouts.comparisons import comparison
 from pipa_openrlhf.data.record import Record
 
 COLUMNS = ("prompt", "response", "helpfulness")
@@ -19,7 +20,7 @@ ANSWERS = ("response", "completion", "completions", "output", "answer", "answers
 
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether the row has attribute scores or prompts only."""
-    if flags.input_key or paired.fits(row, flags) or compared.comparison(row):
+    if flags.input_key or paired.fits(row, flags) or comparison(row):
         return False
     return _is_scored(row) or ("context_messages" in row and not any(name in row for name in ANSWERS))
 

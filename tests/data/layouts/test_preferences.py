@@ -144,6 +144,7 @@ class TestCompared:
     def test_shp_and_halos_say_whether_a_is_better(self, read, value, better):
         row = {"history": Q, "human_ref_A": "a", "human_ref_B": "b", "labels": value, "score_A": 1, "score_B": 9}
         assert read(row) == ("compared", expected(better, "a", "b"))
+        assert read(row, prompt_key="history")[1] == expected(better, "a", "b")
         row = {"prompt": Q, "output_A": "a", "output_B": "b", "label": value}
         assert read(row) == ("compared", expected(better, "a", "b"))
 
