@@ -86,13 +86,9 @@ def number(value: object) -> float | None:
 
 def score(value: object, name: str, where: str, threshold: float) -> int:
     """A label, or a number (in a CSV file, its text): 1 from ``threshold`` on."""
-    if isinstance(value, str) and value.strip().lower() not in _TEXT_LABELS:
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if isinstance(value, float) and math.isfinite(value) and value not in (-1, 0, 1):
-        return int(value >= threshold)
+    found = number(value) if isinstance(value, (float, str)) else None
+    if found is not None and found not in (-1, 0, 1):
+        return int(found >= threshold)
     return label(value, name, where)
 
 

@@ -3,6 +3,7 @@
 import re
 
 from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS
 
 # What a model wrote; and what is so called too, but is the reference where another column has the model's answer.
 GENERATED = (
@@ -22,7 +23,6 @@ BY_NAME = LABELS[:5]
 TEXTS = ("text", "content", *GENERATED[:-1], *OR_REFERENCE)
 # A column of such a name may be the model's answer, which leaves `answer` to be the reference.
 _BY_A_MODEL = re.compile(r"pred|generat|respon|output|rollout|completion|model", re.IGNORECASE)
-CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
 def label_columns(row: dict) -> list[str]:

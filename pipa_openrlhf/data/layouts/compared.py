@@ -13,7 +13,7 @@ from pipa_openrlhf.data.record import Record
 
 def _by_sign(value: object, name: str, where: str) -> int | None:
     """A strength from -3 to 3: below 0 the first is better."""
-    number = _number(value)
+    number = fields.number(value)
     if number is None or not -3 <= number <= 3:
         fields.refuse(
             where, f"{name!r} is {fields.show(value)}", "give a number from -3 (the first) to 3 (the second)"
@@ -42,13 +42,6 @@ def _by_winner(value: object, name: str, where: str) -> int | None:
     if word not in ("a", "b", "model_a", "model_b"):
         fields.refuse(where, f"{name!r} is {fields.show(value)}", "give model_a, model_b or tie")
     return int(word.endswith("b"))
-
-
-def _number(value: object) -> float | None:
-    try:
-        return None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
-    except ValueError:
-        return None
 
 
 class Comparison(NamedTuple):
@@ -98,23 +91,20 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     # SHP's post; elsewhere `history` is the turns before the prompt.
     is_post = found.first == "human_ref_A" and isinstance(row.get("history"), str)
     prompt = fields.text(row["history"], "history", where) if is_post else read_prompt(row, flags, where)
-    if better is None or _scores_are_equal(row, found):
+    if better is None or _is_tie_by_scores(row, found, better, where):
         return []
     if prompt is None and answers[0].messages is None:
         fields.column(row, "prompt", where)
-    _check_scores(row, found, better, where)
     return pair_records(row, where, index, flags, prompt, answers[better], answers[1 - better])
 
 
-def _scores_are_equal(row: dict, found: Comparison) -> bool:
-    """HALOs writes its label as whether A's reward is the higher one, which is 0 of equal ones too."""
-    scores = [_number(row.get(name)) for name in found.scores or ()]
-    return len(scores) == 2 and scores[0] is not None and scores[0] == scores[1]
-
-
-def _check_scores(row: dict, found: Comparison, better: int, where: str) -> None:
-    scores = [_number(row.get(name)) for name in found.scores or ()]
-    if len(scores) == 2 and scores[0] is not None and scores[1] is not None:
-        if scores[0] != scores[1] and better != int(scores[1] > scores[0]):
-            problem = f"{found.better!r} contradicts {' and '.join(map(repr, found.scores or ()))}"
-            fields.refuse(where, problem, "correct one of them or remove the row")
+def _is_tie_by_scores(row: dict, found: Comparison, better: int, where: str) -> bool:
+    """Whether the scores are equal: HALOs writes its label as whether A's is the higher one, which is 0 of equal ones
+    too. Scores that say the opposite of the label are refused."""
+    first, second = (fields.number(row.get(name)) for name in found.scores or ("", ""))
+    if first is None or second is None:
+        return False
+    if first != second and better != int(second > first):
+        problem = f"{found.better!r} contradicts {' and '.join(map(repr, found.scores or ()))}"
+        fields.refuse(where, problem, "correct one of them or remove the row")
+    return first == second

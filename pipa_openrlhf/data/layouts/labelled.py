@@ -10,6 +10,8 @@ from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
 
 # Where the answer begins in data that write question and first step as one text.
 _FIRST_STEP = re.compile(r"(?<!\S)Step 1\b")
+# PRM800K's mark of a final answer; a row of it that does not end in one is a beginning.
+PRM800K_ANSWER = re.compile(r"^# Answer\b", re.MULTILINE)
 # How answers end: PRM800K's mark, MATH's, GSM8K's, Math-Shepherd's.
 ENDED = re.compile(r"^# Answer\b|\\boxed\b|^####|\banswer is:", re.MULTILINE)
 

@@ -2,10 +2,9 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
 from pipa_openrlhf.data.layouts.pairs import is_whole, pair_records
-from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, read_prompt, to_prompt
+from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, read_prompt, to_prompt
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.errors import UserError
 

@@ -8,8 +8,8 @@ from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record
 from pipa_openrlhf.data.record import FROM_SIDE, Record
 
-# Where a dialogue written as text hands over to the model.
 LONG_PROMPT = 16  # characters; two answers that begin with so much of the prompt do not by chance
+# Where a dialogue written as text hands over to the model.
 ASSISTANT_TURN = "\n\nAssistant:"
 
 

@@ -1,11 +1,10 @@
 """PRM800K as OpenAI published it: at each step several continuations, rated -1, 0 or 1, one of which goes on."""
 
 import logging
-import re
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.labelled import labelled_record
+from pipa_openrlhf.data.layouts.labelled import PRM800K_ANSWER, labelled_record
 from pipa_openrlhf.data.record import Record
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ EXAMPLE = {
     },
 }
 RATINGS: dict[object, int] = {1: 1, -1: 0}
-ENDED = re.compile(r"^# Answer\b", re.MULTILINE)
 
 Path = list[tuple[str, int | None]]
 
@@ -102,7 +100,7 @@ def rating(value: object, place: str, where: str, flags: DataConfig) -> int | No
 
 
 def _record(row: dict, where: str, flags: DataConfig, prompt: str, path: Path) -> Record:
-    complete = ENDED.search(path[-1][0]) is not None
+    complete = PRM800K_ANSWER.search(path[-1][0]) is not None
     return labelled_record(
         row,
         where,

@@ -3,10 +3,12 @@
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 
+CONVERSATIONS = ("messages", "conversations", "conversation")
 # In the order in which a row's columns are tried.
 NAMES = (
     *("prompt", "question", "instruction", "problem", "query", "trajectory", "context"),
-    *("input", "messages", "conversations", "conversation"),
+    "input",
+    *CONVERSATIONS,
 )
 SYSTEM = ("system", "system_prompt")
 ADD_THE_FLAG = "add --data.apply_chat_template, or give text"

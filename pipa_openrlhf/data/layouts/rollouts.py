@@ -45,8 +45,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     if name is None:
         problem = f"no list of answers ({', '.join(LISTS)}) with 'steps' and {' or '.join(LABELS[:3:2])}"
         fields.refuse(where, problem, "add it to the row, or remove the row")
-    answers = fields.column(row, name, where)
-    return [_record(row, where, flags, f"{name}[{number}]", one) for number, one in enumerate(answers)]  # type: ignore[arg-type, var-annotated]
+    return [_record(row, where, flags, f"{name}[{number}]", one) for number, one in enumerate(row[name])]
 
 
 def _record(row: dict, where: str, flags: DataConfig, place: str, answer: dict) -> Record:

@@ -1,5 +1,7 @@
 """Conversations in which the user shows an answer and the assistant says + or -, as RLHFlow trains reward models."""
 
+from typing import TypeGuard
+
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.labelled import labelled_record, split_question
@@ -27,7 +29,7 @@ def fits(row: dict, flags: DataConfig) -> bool:
     return any(_is_rated(row.get(name)) for name in NAMES)
 
 
-def _is_rated(value: object) -> bool:
+def _is_rated(value: object) -> TypeGuard[list]:
     if not fields.is_messages(value) or not isinstance(value, list):
         return False
     replies = value[1::2]
@@ -45,7 +47,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     value = fields.column(row, name, where)
     if not _is_rated(value):
         fields.refuse(where, f"{name!r} has turns without a label", "answer every user message by + or -")
-    turns = fields.messages(value, name, where)  # type: ignore[arg-type]
+    turns = fields.messages(value, name, where)
     for number, message in enumerate(turns):
         role = ("user", "assistant")[number % 2]
         if message["role"] != role:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
-from pipa_openrlhf.data.layouts.labelled import ENDED
+from pipa_openrlhf.data.layouts.labelled import ENDED, PRM800K_ANSWER
 from pipa_openrlhf.data.layouts.prompts import prompt_column
 from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
 from pipa_openrlhf.errors import UserError
@@ -15,8 +15,7 @@ COLUMNS = ("completions", "labels")
 READING = "one answer in steps; its own label is `answer_label` where there is one, else the last step's"
 EXAMPLE = {"prompt": "1+1+1=", "completions": ["1+1=2", "2+1=4"], "labels": [True, False]}
 
-# PRM800K's mark of a final answer; a row of it that does not end in one is a beginning.
-PRM800K_ANSWER = re.compile(r"^# Answer\b", re.MULTILINE)
+# What a list of whole answers has in each of them.
 FINAL_ANSWER = re.compile(r"^# Answer\b|\\boxed\{|####|\banswer is\b", re.IGNORECASE | re.MULTILINE)
 # Sampled answers of one problem may continue each other too, once in a while.
 RARE = 0.05

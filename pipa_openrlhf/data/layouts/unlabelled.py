@@ -1,8 +1,8 @@
 """Why rows that look like public data are not read: they have no labels."""
 
 from pipa_openrlhf.data import fields
-from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS, LABELS, answer_columns
-from pipa_openrlhf.data.layouts.prompts import NAMES
+from pipa_openrlhf.data.layouts.answer_columns import LABELS, answer_columns
+from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, NAMES
 
 SAMPLE = "python -m pipa_openrlhf.cli.sample makes labelled answers"
 ADD = "add 'label' (1 right, 0 wrong), or give 'chosen' and 'rejected'"

@@ -3,9 +3,9 @@
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import first_error, sign_turns, tagged
-from pipa_openrlhf.data.layouts.answer_columns import CONVERSATIONS, answer_columns, label_columns, one_label
+from pipa_openrlhf.data.layouts.answer_columns import answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
-from pipa_openrlhf.data.layouts.prompts import complete_prompt, prompt_column, to_prompt
+from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, to_prompt
 from pipa_openrlhf.data.record import Record
 
 COLUMNS = ("completion", "label")
