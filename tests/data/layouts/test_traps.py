@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 
+from pipa_openrlhf.data.tokenise import tokenise
 from pipa_openrlhf.errors import UserError
 
 USER = {"role": "user", "content": "Q"}
@@ -117,3 +118,18 @@ def test_steps_as_sharegpt_messages(read):
     steps = [{"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}]
     [record] = read({"prompt": [USER], "completions": steps, "labels": [1, 0]}, **CHAT)
     assert record.steps == ["a", "b"]
+
+
+def test_a_text_history_is_the_prompt_of_shp_alone(read):
+    post = {"history": "Q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+    assert read(post)[0].prompt == "Q"
+    with pytest.raises(UserError, match="'history' is 'H'"):
+        read({"prompt": "Q", "history": "H", "response_1": "a", "response_2": "b", "preference_strength": 1})
+
+
+def test_only_a_complete_answer_ends_with_eos(read, tokenizers):
+    row = {"prompt": "Q", "completions": ["a", "b"], "labels": [1, 0]}
+    for prefixes, ends in (("true", 0), ("false", 1)):
+        [sample], _ = tokenise(read(row, prefixes=prefixes), tokenizers["bytes"], max_len=99, annotation="step")
+        assert sample.input_ids.tolist().count(tokenizers["bytes"].eos_token_id) == ends
+        assert sample.labels.tolist()[-1] == 0
