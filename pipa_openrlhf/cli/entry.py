@@ -62,7 +62,8 @@ def show_error(message: str) -> None:
     """
     line, mark = message, None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        line = f"{message} (rank {os.environ.get('RANK')} on {socket.gethostname()})"
+        # On a line of its own: the progress bar of another rank may stand on the current one.
+        line = f"\n{message} (rank {os.environ.get('RANK')} on {socket.gethostname()})"
         mark = _mark_of(message)
         if not _is_first(mark) and _is_shown(mark):
             return

@@ -30,7 +30,7 @@ def run_ranks(messages: list[str], error: str = "UserError", port: str = "29500"
         environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(messages)), "MASTER_PORT": port}
         command = [sys.executable, "-c", RANK.format(error=error), message]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        lines += done.stderr.splitlines()
+        lines += filter(None, done.stderr.splitlines())
     return lines
 
 
@@ -64,7 +64,7 @@ def test_marks_of_earlier_runs_are_removed(tmp_path, monkeypatch, capsys):
     (mark,) = tmp_path.iterdir()
     os.utime(mark, (0, 0))
     rank_errors.show_error("error: once")
-    assert len(capsys.readouterr().err.splitlines()) == 2 and len(list(tmp_path.iterdir())) == 1
+    assert capsys.readouterr().err.count("error: once") == 2 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_line_that_the_first_rank_was_killed_over_is_shown_by_the_next(tmp_path, monkeypatch, capsys):
@@ -74,7 +74,7 @@ def test_a_line_that_the_first_rank_was_killed_over_is_shown_by_the_next(tmp_pat
     assert rank_errors._is_first(rank_errors._mark_of("error: late"))  # and no more of that rank
     for _ in range(2):
         rank_errors.show_error("error: late")
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert capsys.readouterr().err.count("error: late") == 1
 
 
 def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch, capsys):
@@ -82,7 +82,14 @@ def test_a_folder_that_cannot_be_written_hides_nothing(tmp_path, monkeypatch, ca
     monkeypatch.setattr(rank_errors.tempfile, "gettempdir", lambda: str(tmp_path / "absent"))
     for _ in range(2):
         rank_errors.show_error("error: seen")
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert capsys.readouterr().err.count("error: seen") == 2
+
+
+def test_the_line_does_not_end_the_progress_bar_of_another_rank(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    print("\rTrain step:   0%|", end="", file=sys.stderr)
+    rank_errors.show_error("error: disk")
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: disk")]
 
 
 def test_one_process_shows_the_bare_line(monkeypatch, capsys):
