@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.model.policy import Policy, PolicyActor, add_lora
 from pipa_openrlhf.model.value_head import ValueHead
@@ -68,7 +69,8 @@ def our_loss(actor: PolicyActor, sequences: int, length: int, prompt: int) -> Ca
         mask = torch.empty(sequences, 1, length - 1, length - 1, dtype=torch.bfloat16)
     batch_loss = BatchLoss(pipa_m())
     samples = [_sample(length, prompt, index) for index in range(sequences)]
-    counts = count_batch([(one.labels, one.mask, one.answer_label) for one in samples])
+    columns = ("loss_tokens", "right_tokens", "answer_label")
+    counts = count_batch(*map(as_samples(samples).column, columns))
     batch = replace(collate(samples, None, 0, "padded"), attention_mask=mask).to(torch.device("meta"))
 
     def loss() -> torch.Tensor:

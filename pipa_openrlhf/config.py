@@ -8,11 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path, need_package
 from pipa_openrlhf.objectives.objective import ObjectiveConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
+from pipa_openrlhf.remembered import user_cache_dir
 from pipa_openrlhf.settings import by_content, check_bounds, free, setting
 
 # The schedulers of transformers that need no more than the number of steps.
@@ -21,12 +23,6 @@ SCHEDULERS = (
     *("cosine_with_restarts", "inverse_sqrt", "linear", "polynomial"),
 )
 MODEL_FLAG = "--model.model_name_or_path"
-
-
-def user_cache_dir() -> str:
-    """One folder for all runs of a user, so that a learning-rate grid shares one prior pass."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(root, "pipa_openrlhf", "prior")
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class PriorConfig:
     """The frozen model that the policy is compared with."""
 
     model_name_or_path: str | None = by_content(None, "prior; unset: the policy at step 0", is_path=True)
-    cache_dir: str = free(user_cache_dir, "log-probs of priors, shared by runs", is_written=True)
+    cache_dir: str = free(partial(user_cache_dir, "prior"), "log-probs of priors, shared by runs", is_written=True)
 
 
 @dataclass(frozen=True)

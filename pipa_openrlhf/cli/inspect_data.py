@@ -13,6 +13,7 @@ import numpy as np
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.config import DataConfig, ModelSource, NumericsConfig, SeedConfig
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
+from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError, check_downloads
 from pipa_openrlhf.settings import check_bounds, setting
@@ -70,18 +71,19 @@ def main(config: InspectConfig) -> None:
 def summary(loaded: LoadedData) -> list[str]:
     """Lines about the whole data set."""
     samples = loaded.samples
-    right = sum(sample.answer_label for sample in samples)
-    masks = np.concatenate([sample.mask for sample in samples]).astype(bool)
-    labels = np.concatenate([sample.labels for sample in samples])[masks]
-    response = np.array([len(sample.labels) for sample in samples])
-    prompt = np.array([sample.prompt_len for sample in samples])
-    problems = len({sample.problem_id for sample in samples})
+    right = int(samples.column("answer_label").sum())
+    labelled = int(samples.column("loss_tokens").sum(dtype=np.int64))
+    right_tokens = int(samples.column("right_tokens").sum(dtype=np.int64))
+    prompt = samples.column("prompt_len")
+    response = samples.column("length") - prompt
+    masked = int(response.sum(dtype=np.int64)) - labelled
+    problems = len(np.unique(samples.column("problem")))
     lines = [
         f"answers   {loaded.num_records} read, {len(samples)} used, of {problems} problems",
-        f"labels    answers: {_share(right, len(samples))}; tokens: {_share(int(labels.sum()), len(labels))}",
+        f"labels    answers: {_share(right, len(samples))}; tokens: {_share(right_tokens, labelled)}",
         "labelled  " + ", ".join(f"{count} by {source}" for source, count in loaded.label_sources.items()),
         f"skipped   {len(loaded.bad_rows)} rows that cannot be read",
-        f"masked    {int((~masks).sum())} response tokens outside every loss",
+        f"masked    {masked} response tokens outside every loss",
         f"length    {'':10}" + "".join(f"{f'{p}%':>8}" for p in PERCENTILES),
     ]
     for name, lengths in (("prompt", prompt), ("response", response), ("total", prompt + response)):
@@ -97,15 +99,11 @@ def _share(right: int, total: int) -> str:
     return f"{right} right ({100 * right / max(total, 1):.1f} %), {total - right} wrong"
 
 
-def _examples(samples: list[Sample]) -> list[Sample]:
+def _examples(samples: Samples) -> list[Sample]:
     """The first few of each answer label, in data order."""
-    seen = {0: 0, 1: 0}
-    chosen = []
-    for sample in samples:
-        seen[sample.answer_label] += 1
-        if seen[sample.answer_label] <= SHOWN_OF_EACH_LABEL:
-            chosen.append(sample)
-    return chosen
+    labels = samples.column("answer_label")
+    first = [np.flatnonzero(labels == label)[:SHOWN_OF_EACH_LABEL] for label in (0, 1)]
+    return list(samples[np.sort(np.concatenate(first))])
 
 
 def paint(sample: Sample, tokenizer, coloured: bool) -> str:

@@ -1,9 +1,11 @@
 """Settings of the data: what is read, how it is labelled and cut."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.remembered import user_cache_dir
 from pipa_openrlhf.settings import by_content, free, unescaped
 
 
@@ -78,6 +80,8 @@ class DataConfig(TemplateConfig):
         "fail", "what a row that cannot be read does: end the run, or be left out and listed", choices=("fail", "skip")
     )
     max_error_share: float = free(0.01, "most rows left out by --data.on_error skip, as a share", least=0, most=1)
+    cache_dir: str = free(partial(user_cache_dir, "data"), "prepared data, shared by runs", is_written=True)
+    num_proc: int = free(0, "processes that prepare large data; 0: one a core", least=0)
     dataloader_num_workers: int = free(0, "worker processes that collate batches", least=0)
 
     def check(self) -> None:

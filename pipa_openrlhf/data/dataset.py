@@ -2,22 +2,22 @@
 
 import logging
 import random
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import SeedConfig
-from pipa_openrlhf.data.bad_rows import BadRows
+from pipa_openrlhf.data.bad_rows import BadRow
 from pipa_openrlhf.data.chat import use_chat_template
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, check_prompts, choose_reading
-from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.layouts import check_prompts
+from pipa_openrlhf.data.prepare import Request, prepare
 from pipa_openrlhf.data.render import fill_template
-from pipa_openrlhf.data.sources import read_sources, rows_in_order
-from pipa_openrlhf.data.tokenise import Sample, tokenise
+from pipa_openrlhf.data.samples import Samples
+from pipa_openrlhf.data.sources import open_sources, parse_probabilities
 from pipa_openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,15 @@ class LoadedData:
         format: the formats the data sets were read as.
         num_records: answers read, before anything was left out.
         label_sources: how many of them were labelled by what, see ``data/record.py``.
-        bad_rows: place and reason of the rows that were skipped.
+        bad_rows: the rows that were skipped.
     """
 
-    samples: list[Sample]
+    samples: Samples
     dropped: dict[str, int]
     format: str
     num_records: int
     label_sources: Counter[str]
-    bad_rows: list[tuple[str, str]]
+    bad_rows: list[BadRow]
 
 
 def load_samples(
@@ -85,86 +85,35 @@ def load_samples(
     """
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
-    bad_rows = BadRows(skip=flags.on_error == "skip")
-    sources = read_sources(dataset, split, limit, bad_rows, config.use_ms, SAMPLE_SIZE)
-    readings = [choose_reading(source.sample, source.name, flags) for source in sources]
+    seed, name = config.train.seed, str(dataset)
+    sources = open_sources(dataset, split, limit, config.use_ms)
+    if probs is not None:
+        parse_probabilities(probs, len(sources))
+    prepared = prepare(Request(name, sources, probs, seed, limit, flags, tokenizer))
+    samples: Samples = prepared.samples
+    dropped = prepared.dropped
+    check_prompts(prepared.counts.without_prompt, prepared.counts.records, name, flags)
     pairing = "given" if pairs_only and flags.pairing == "auto" else flags.pairing
-    read = _Records(readings, rows_in_order(sources, probs, config.train.seed, limit), bad_rows)
-    samples, dropped = tokenise(
-        _checked(read, str(dataset), pairing, flags.annotation),
-        tokenizer,
-        max_len=flags.max_len,
-        annotation=flags.annotation,
-        step_separator=flags.step_separator,
-    )
-    bad_rows.check_share(read.num_rows + bad_rows.num_unparsed, flags.max_error_share, str(dataset))
-    check_prompts(read.num_without_prompt, read.num_records, str(dataset), flags)
+    if pairing == "given" and (samples.column("pair_id") < 0).any():
+        raise UserError(
+            f"{name} holds single answers and pairs are wanted: give --data.pairing match to match "
+            "each right answer with a wrong one of the same problem"
+        )
     log.info(
-        f"{dataset}: {len(samples)} answers kept" + (f", dropped {dropped}" if dropped.counts else ", none dropped")
+        f"{name}: {len(samples)} of {prepared.counts.records} answers kept, "
+        + (f"dropped {dropped}" if dropped.counts else "none dropped")
     )
-    if read.num_ties:
-        log.info(f"{dataset}: {read.num_ties} {TIES}")
+    counts = dict(dropped.counts)
+    if ties := prepared.counts.ties:
+        counts[TIES] = ties
+        log.info(f"{name}: {ties} {TIES}")
     if not samples:
-        raise UserError(f"{dataset}: nothing left to train on, dropped {dropped}")
-    counts = dict(dropped.counts) | ({TIES: read.num_ties} if read.num_ties else {})
+        raise UserError(f"{name}: nothing left to train on, dropped {dropped}")
     if pairing != "auto":
-        samples = _pair(samples, config.train.seed, pairing, str(dataset), counts)
-    samples = _keep(samples, keep, str(dataset), counts)
-    return LoadedData(
-        samples=samples,
-        dropped=counts,
-        format=", ".join(dict.fromkeys(reading.layout for reading in readings)),
-        num_records=read.num_records,
-        label_sources=read.label_sources,
-        bad_rows=bad_rows.rows,
-    )
-
-
-class _Records:
-    """Records of rows, made as they are asked for, and counted.
-
-    Attributes:
-        num_ties: rows that have none, such as a comparison that ends in a tie.
-    """
-
-    def __init__(self, readings: list[Reading], rows: Iterator[tuple[int, str, dict]], bad_rows: BadRows):
-        self._readings, self._rows, self._bad_rows = readings, rows, bad_rows
-        self.num_rows = self.num_records = self.num_ties = self.num_without_prompt = 0
-        self.label_sources: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Record]:
-        for index, (source, where, row) in enumerate(self._rows):
-            self.num_rows += 1
-            try:
-                records = self._readings[source].records(row, where, index)
-            except UserError as error:
-                self._bad_rows.add(where, error)
-                continue
-            self.num_records += len(records)
-            self.num_ties += not records
-            self.num_without_prompt += sum(not record.prompt for record in records)
-            self.label_sources.update(record.label_source for record in records)
-            yield from records
-
-
-def _checked(records: Iterable[Record], dataset: str, pairing: str, annotation: str) -> Iterator[Record]:
-    """The records, as long as they have what the flags ask of each.
-
-    Raises:
-        UserError: pairs or step labels are wanted, and a record is no side of a pair or has no step labels.
-    """
-    for record in records:
-        if pairing == "given" and record.pair_id is None:
-            raise UserError(
-                f"{dataset} holds single answers and pairs are wanted: give --data.pairing match to match "
-                "each right answer with a wrong one of the same problem"
-            )
-        if annotation == "step" and record.step_labels is None:
-            raise UserError(
-                f"{record.where}: --data.annotation step, but this answer has no step labels; "
-                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
-            )
-        yield record
+        samples = _pair(samples, seed, pairing, name, counts)
+    samples = _keep(samples, keep, name, counts)
+    formats = ", ".join(dict.fromkeys(prepared.formats))
+    return LoadedData(samples, counts, formats, prepared.counts.records, prepared.label_sources, prepared.bad)
 
 
 def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> DataConfig:
@@ -184,11 +133,11 @@ def _usable_templates(flags: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return replace(flags, input_template=template)
 
 
-def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
+def _pair(samples: Samples, seed: int, pairing: str, dataset: str, dropped: dict[str, int]) -> Samples:
     paired = match_pairs(samples, seed)
     unmatched = len(samples) - len(paired)
-    given = sum(sample.pair_id is not None for sample in samples) // 2
-    right = sum(sample.answer_label for sample in samples) - len(paired) // 2
+    given = int((samples.column("pair_id") >= 0).sum()) // 2
+    right = int(samples.column("answer_label").sum(dtype=np.int64)) - len(paired) // 2
     log.info(
         f"{dataset}: {len(paired) // 2} pairs{' (as given)' if given else ''}, "
         f"dropped without a partner: {right} right and {unmatched - right} wrong answers"
@@ -200,7 +149,7 @@ def _pair(samples: list[Sample], seed: int, pairing: str, dataset: str, dropped:
     return paired
 
 
-def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int]) -> list[Sample]:
+def _keep(samples: Samples, keep: str, dataset: str, dropped: dict[str, int]) -> Samples:
     if keep == "all":
         return samples
     kept = keep_labels(samples, keep)
@@ -215,38 +164,56 @@ def _keep(samples: list[Sample], keep: str, dataset: str, dropped: dict[str, int
 KEEP = {"positive": (1,), "negative": (0,), "all": (0, 1)}
 
 
-def match_pairs(samples: list[Sample], seed: int) -> list[Sample]:
+def match_pairs(samples: Samples, seed: int) -> Samples:
     """Chosen, rejected, chosen, rejected, ...: only what has a partner, in the order of each pair's first member.
 
     Pairs that the data gave stay as they are. Single answers are matched at random within their problem; the result
     depends on ``seed`` and on the order of the samples, on nothing else.
     """
-    given: dict[int, list[int]] = defaultdict(list)
-    singles: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for index, sample in enumerate(samples):
-        if sample.pair_id is None:
-            singles[sample.problem_id][sample.answer_label].append(index)
-        else:
-            given[sample.pair_id].append(index)
-
-    pairs = [(pair_id, sides) for pair_id, sides in given.items() if len(sides) == 2]
-    next_id = max(given, default=-1) + 1
-    for problem_id, (wrong, right) in singles.items():
-        # Its own generator, seeded by text: another problem's answers do not change this one's matches.
-        shuffled = random.Random(f"{seed} {problem_id}")
-        shuffled.shuffle(right)
-        shuffled.shuffle(wrong)
-        for sides in zip(right, wrong, strict=False):
-            pairs.append((next_id, list(sides)))
-            next_id += 1
-    pairs.sort(key=lambda pair: min(pair[1]))
-    return [
-        replace(samples[index], pair_id=pair_id)
-        for pair_id, sides in pairs
-        for index in sorted(sides, key=lambda index: -samples[index].answer_label)
-    ]
+    pair_ids, labels = samples.column("pair_id"), samples.column("answer_label")
+    given, given_ids = _given_pairs(pair_ids)
+    matched = _matched_singles(samples, np.flatnonzero(pair_ids < 0), seed)
+    next_id = int(pair_ids.max(initial=-1)) + 1
+    pairs = np.concatenate([given, matched])
+    ids = np.concatenate([given_ids, np.arange(next_id, next_id + len(matched))])
+    order = np.argsort(pairs.min(axis=1, initial=np.iinfo(np.int64).max), kind="stable")
+    pairs, ids = np.sort(pairs[order], axis=1), ids[order]
+    swapped = labels[pairs[:, 0]] < labels[pairs[:, 1]]
+    pairs[swapped] = pairs[swapped, ::-1]
+    return samples.select(pairs.ravel(), np.repeat(ids, 2))
 
 
-def keep_labels(samples: list[Sample], keep: str) -> list[Sample]:
+def _given_pairs(pair_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[P, 2] indices of the pairs of which both sides are there, and their ids."""
+    order = np.argsort(pair_ids, kind="stable")
+    order = order[pair_ids[order] >= 0]
+    ids, first, counts = np.unique(pair_ids[order], return_index=True, return_counts=True)
+    whole = counts == 2
+    return order[first[whole, None] + np.arange(2)], ids[whole]
+
+
+def _matched_singles(samples: Samples, singles: np.ndarray, seed: int) -> np.ndarray:
+    """[P, 2] indices of right and wrong answers, problem by problem in the order in which problems appear."""
+    problems, labels = samples.column("problem")[singles], samples.column("answer_label")[singles]
+    numbers, first, counts = np.unique(problems, return_index=True, return_counts=True)
+    starts = np.cumsum(counts) - counts
+    by_problem = np.argsort(problems, kind="stable")
+    num_right = np.bincount(np.searchsorted(numbers, problems), labels, len(numbers)).astype(np.int64)
+    pairs: list[tuple[int, int]] = []
+    for place in np.argsort(first):
+        if not 0 < num_right[place] < counts[place]:
+            continue
+        rows = by_problem[starts[place] : starts[place] + counts[place]]
+        right, wrong = (singles[rows[labels[rows] == side]].tolist() for side in (1, 0))
+        if len(right) > 1 or len(wrong) > 1:
+            # Its own generator, seeded by text: another problem's answers do not change this one's matches.
+            shuffled = random.Random(f"{seed} {samples.problem_id(int(numbers[place]))}")
+            shuffled.shuffle(right)
+            shuffled.shuffle(wrong)
+        pairs += zip(right, wrong, strict=False)
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def keep_labels(samples: Samples, keep: str) -> Samples:
     """The samples whose answer is ``positive``, ``negative``, or ``all`` of them."""
-    return [sample for sample in samples if sample.answer_label in KEEP[keep]]
+    return samples.select(np.flatnonzero(np.isin(samples.column("answer_label"), KEEP[keep])))

@@ -63,15 +63,21 @@ def decode(text: str, where: str) -> dict:
         where: the file and the line that the row starts on: ``<path> line <number>``.
 
     Raises:
-        UserError: not valid JSON (names the line of the defect, and the column in the row's text), or no object.
+        UserError: not UTF-8, not valid JSON (names the line of the defect, and the column in the row's text), or no
+            object.
     """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = _further(where, text.count("\n", 0, error.start))
+            raise UserError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
     try:
         row = json.loads(text)
     except RecursionError as error:
         raise UserError(f"{where}: not valid JSON (nested too deeply); correct it") from error
     except json.JSONDecodeError as error:
-        further = error.lineno - 1
-        where = re.sub(r"\d+$", lambda line: str(int(line[0]) + further), where)
+        where = _further(where, error.lineno - 1)
         remedy = "write one object a line" if error.msg == "Extra data" else "correct it"
         raise UserError(f"{where}: not valid JSON ({_reason(error)}); {remedy}") from error
     except ValueError as error:  # a number of more digits than Python takes
@@ -81,9 +87,13 @@ def decode(text: str, where: str) -> dict:
     return row
 
 
+def _further(where: str, lines: int) -> str:
+    return re.sub(r"\d+$", lambda line: str(int(line[0]) + lines), where)
+
+
 def _texts(path: str, split: str) -> Texts:
     with open_bytes(path) as file:
-        first = JsonScanner(file, path).peek()
+        first = JsonScanner(file).peek()
     if not first:
         raise UserError(f"{path}: the file is empty; give one JSON object a line")
     is_document = not _plain_name(path).endswith(".jsonl")
@@ -104,23 +114,20 @@ def _line_texts(path: str) -> Texts:
                 line = line.removeprefix(codecs.BOM_UTF8)
             line = line.rstrip(_WHITESPACE)
             if line:
-                try:
-                    yield number, line.decode()
-                except UnicodeDecodeError as error:
-                    problem = "not UTF-8 text; save the file as UTF-8"
-                    raise UserError(f"{path} line {number}: {problem}") from error
+                # Here and in the scanner, a byte that is no UTF-8 becomes half a surrogate pair: `decode` refuses it.
+                yield number, line.decode(errors="surrogateescape")
 
 
 def _object_texts(path: str) -> Texts:
     with open_bytes(path) as file:
-        scanner = JsonScanner(file, path)
+        scanner = JsonScanner(file)
         while scanner.peek():
             yield _row(scanner, path)
 
 
 def _list_texts(path: str) -> Texts:
     with open_bytes(path) as file:
-        scanner = JsonScanner(file, path)
+        scanner = JsonScanner(file)
         scanner.take("[")
         if not scanner.take("]"):
             yield _row(scanner, path)
@@ -149,7 +156,7 @@ def _split_names(path: str, wanted: str) -> list[str]:
     names: list[str] = []
     with open_bytes(path) as file:
         try:
-            for name, _, text in _walk_splits(JsonScanner(file, path)):
+            for name, _, text in _walk_splits(JsonScanner(file)):
                 if not text:
                     _expect(name in (*_SPLITS, _ONLY_LIST, wanted) and name not in names)
                     names.append(name)
@@ -166,7 +173,7 @@ def _split_texts(path: str, names: list[str], wanted: str) -> Texts:
             raise UserError(f"{path}: {problem}; choose one by --data.dataset_split")
         wanted = names[0]
     with open_bytes(path) as file:
-        for name, line, text in _walk_splits(JsonScanner(file, path)):
+        for name, line, text in _walk_splits(JsonScanner(file)):
             if text and name == wanted:
                 yield line, text
 

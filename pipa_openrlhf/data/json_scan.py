@@ -4,8 +4,6 @@ import codecs
 import re
 from typing import IO
 
-from pipa_openrlhf.errors import UserError
-
 CHUNK = 1 << 18  # bytes
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -21,16 +19,14 @@ class JsonScanner:
     text that is returned has the first defect in it.
 
     Args:
-        file: UTF-8, with or without a byte order mark.
-        path: for messages.
+        file: UTF-8, with or without a byte order mark; any other byte becomes half a surrogate pair.
     """
 
-    def __init__(self, file: IO[bytes], path: str):
-        self._file, self._path = file, path
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text, self._at = "", 0  # what was read and is not dropped yet; what comes next in it
         self._line, self._counted = 1, 0  # the line of `_text[_counted]`
-        self._newlines = 0  # in all that was read
 
     @property
     def line(self) -> int:
@@ -40,11 +36,7 @@ class JsonScanner:
         return self._line
 
     def peek(self) -> str:
-        """The next character that is no space, which comes next from now on; empty at the end of the file.
-
-        Raises:
-            UserError: not UTF-8.
-        """
+        """The next character that is no space, which comes next from now on; empty at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None  # it matches the empty text
@@ -55,17 +47,13 @@ class JsonScanner:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Passes the next character that is no space if it is this one. Raises what ``peek`` raises."""
+        """Passes the next character that is no space if it is this one."""
         found = self.peek() == character
         self._at += found
         return found
 
     def value(self) -> tuple[str, bool]:
-        """Passes the next value; its text from its first character on, and whether the file goes on to its end.
-
-        Raises:
-            UserError: not UTF-8.
-        """
+        """Passes the next value; its text from its first character on, and whether the file goes on to its end."""
         if self.peek() in ("{", "[", '"'):
             end = ContainerEnd()
             length, ended = 0, False
@@ -93,12 +81,7 @@ class JsonScanner:
         rest = len(self._text) - self._at
         # In proportion to a long value, since all of it is copied each time.
         data = self._file.read(max(CHUNK, rest // 8))
-        try:
-            chunk = self._decoder.decode(data, not data)
-        except UnicodeDecodeError as error:
-            line = self._newlines + error.object.count(b"\n", 0, error.start) + 1
-            raise UserError(f"{self._path} line {line}: not UTF-8 text; save the file as UTF-8") from error
-        self._newlines += chunk.count("\n")
+        chunk = self._decoder.decode(data, not data)
         self._line, self._counted = self.line, 0
         self._text, self._at = self._text[self._at :] + chunk, 0
         return bool(data)

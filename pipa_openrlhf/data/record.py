@@ -58,9 +58,13 @@ class Dropped:
         self.counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        self.counts[reason] += count
         self._first.setdefault(reason, where)
+
+    def entries(self) -> list[tuple[str, str, int]]:
+        """What :meth:`add` takes to make the same."""
+        return [(reason, self._first[reason], count) for reason, count in self.counts.items()]
 
     def __str__(self) -> str:
         return "; ".join(

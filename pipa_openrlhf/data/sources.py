@@ -1,27 +1,27 @@
 """Files, folders and hub names to rows.
 
-JSON is parsed here, so that a message about a row can name its line. Everything else goes through OpenRLHF's own
+JSON is read here, so that a message about a row can name its line. Everything else goes through OpenRLHF's own
 ``blending_datasets``, one data set a call.
 """
 
 import csv
+import hashlib
 import itertools
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
-from pipa_openrlhf.data.bad_rows import BadRows
+import numpy as np
+
 from pipa_openrlhf.data.json_rows import decode, is_json_path, read_json_texts
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.hub import hub_answers
-
-log = logging.getLogger(__name__)
-
-Rows = list[tuple[str, dict]]
+from pipa_openrlhf.remembered import remembered
 
 _FILES = (".csv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -58,32 +58,29 @@ def parse_probabilities(text: str, num_datasets: int) -> list[float]:
     return weights
 
 
+@dataclass(frozen=True)
 class Source:
-    """One data set, read row by row.
+    """One data set. ``rows`` starts again whenever it is called.
 
     Attributes:
-        name: file, folder or hub name.
-        sample: its first rows, at most ``sample_size``.
+        rows: ``(where, row)`` of every row that is to be read; JSON is still text, see :func:`as_row`.
+        identity: digest of the content, and the number of rows; the argument is a JSON file that remembers them.
+        size: number of rows, where it is known without reading.
     """
 
-    def __init__(self, name: str, rows: Iterator[tuple[str, dict]], sample_size: int):
-        self.name = name
-        self.sample = list(itertools.islice(rows, sample_size))
-        self._rest = rows
+    name: str
+    rows: Callable[[], Iterator[tuple[str, str | dict]]]
+    identity: Callable[[str], tuple[str, int]]
+    size: int | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, dict]]:
-        """``(where, row)`` of all rows; once."""
-        count = 0
-        for row in itertools.chain(self.sample, self._rest):
-            count += 1
-            yield row
-        log.info(f"{self.name}: {count} rows")
+    def few_rows(self, most: int) -> int | None:
+        """Number of rows, if it is at most ``most``; no more than that is read."""
+        count = sum(1 for _ in itertools.islice(self.rows(), most + 1)) if self.size is None else self.size
+        return count if count <= most else None
 
 
-def read_sources(
-    dataset: str | None, split: str, max_samples: int, bad_rows: BadRows, use_ms: bool = False, sample_size: int = 1
-) -> list[Source]:
-    """The data sets, each with at most ``max_samples`` rows.
+def open_sources(dataset: str | None, split: str, max_samples: int, use_ms: bool = False) -> list[Source]:
+    """The data sets, each with its first ``max_samples`` rows.
 
     Args:
         dataset: files, folders or hub names, comma-separated.
@@ -91,63 +88,115 @@ def read_sources(
     Raises:
         UserError: a data set does not exist, cannot be read or is empty.
     """
-    sources = []
-    for name in dataset_names(dataset):
-        is_json = is_json_path(name) and "://" not in name
-        rows = (
-            _read_json(name, split, max_samples, bad_rows)
-            if is_json
-            else _read_with_openrlhf(name, split, max_samples, use_ms)
-        )
-        source = Source(name, rows, sample_size)
-        if not source.sample:
-            raise UserError(f"{name}: no rows; give a data set that has some")
-        sources.append(source)
+    sources = [_open_one(name, split, max_samples, use_ms) for name in dataset_names(dataset)]
+    for source in sources:
+        if next(source.rows(), None) is None:
+            raise UserError(f"{source.name}: no rows; give a data set that has some")
     return sources
 
 
+def as_row(where: str, row: str | dict) -> dict:
+    """A row of a source.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    return decode(row, where) if isinstance(row, str) else row
+
+
 def rows_in_order(
-    sources: list[Source], probs: str | None, seed: int, max_samples: int
-) -> Iterator[tuple[int, str, dict]]:
-    """``(source, where, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``, which
-    holds all rows in memory.
+    sources: list[Source], counts: list[int], probs: str | None, seed: int, max_samples: int
+) -> Iterator[tuple[int, str, str | dict]]:
+    """``(source, where, row)`` in OpenRLHF's order: data sets one after another, or interleaved by ``probs``.
+
+    Args:
+        counts: rows of each.
+        max_samples: most rows of all together.
 
     Raises:
         UserError: ``probs`` are no probabilities of that many data sets.
     """
-    if probs is None:
-        in_turn = ((number, where, row) for number, source in enumerate(sources) for where, row in source)
-        return itertools.islice(in_turn, max_samples)
-    weights = parse_probabilities(probs, len(sources))
-    rows = [list(source) for source in sources]
-    order = interleave_order(rows, weights, seed)[:max_samples]
-    return ((number, *rows[number][row]) for number, row in order)
+    rows = _in_turn(sources) if probs is None else _interleaved(sources, counts, probs, seed)
+    return itertools.islice(rows, max_samples)
 
 
-def interleave_order(sources: list[Rows], probs: list[float], seed: int) -> list[tuple[int, int]]:
-    """``(source, row)`` in the order of ``datasets.interleave_datasets``, which OpenRLHF uses."""
+def _in_turn(sources: list[Source]) -> Iterator[tuple[int, str, str | dict]]:
+    for number, source in enumerate(sources):
+        for where, row in source.rows():
+            yield number, where, row
+
+
+def _interleaved(
+    sources: list[Source], counts: list[int], probs: str, seed: int
+) -> Iterator[tuple[int, str, str | dict]]:
+    rows = [source.rows() for source in sources]
+    for number in interleave_order(counts, parse_probabilities(probs, len(sources)), seed):
+        found = next(rows[number], None)
+        if found is None:
+            # One that is exhausted before the others begins again.
+            rows[number] = sources[number].rows()
+            found = next(rows[number])
+        yield number, *found
+
+
+def interleave_order(counts: list[int], probs: list[float], seed: int) -> Iterator[int]:
+    """Sources in the order of ``datasets.interleave_datasets``, which OpenRLHF uses; each gives its rows in order."""
     from datasets import Dataset, interleave_datasets  # takes a second to import: only where it is needed
 
-    indices = [
-        Dataset.from_dict({"source": [number] * len(rows), "row": list(range(len(rows)))})
-        for number, rows in enumerate(sources)
+    numbers = [
+        Dataset.from_dict({"source": np.full(count, number, dtype=np.int32)}) for number, count in enumerate(counts)
     ]
-    mixed = interleave_datasets(indices, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
-    return list(zip(mixed["source"], mixed["row"], strict=True))
+    mixed = interleave_datasets(numbers, probabilities=probs, seed=seed, stopping_strategy="all_exhausted")
+    for batch in mixed.with_format("numpy").iter(batch_size=10_000):
+        yield from batch["source"].tolist()
 
 
-def _read_json(name: str, split: str, max_samples: int, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
-    for line, text in itertools.islice(read_json_texts(name, split), max_samples):
-        where = f"{name} line {line}"
-        try:
-            row = decode(text, where)
-        except UserError as error:
-            bad_rows.add_unparsed(where, error)
-        else:
-            yield where, row
+def _open_one(name: str, split: str, max_samples: int, use_ms: bool) -> Source:
+    if is_json_path(name) and "://" not in name:
+        rows = partial(_json_rows, name, split, max_samples)
+        about = f" first {max_samples} rows of {split}"
+        return Source(name, rows, partial(_json_identity, name, about, rows))
+    table = _read_with_openrlhf(name, split, max_samples, use_ms)
+    return Source(name, partial(_table_rows, name, table), lambda _: (_table_digest(table), len(table)), len(table))
 
 
-def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -> Iterator[tuple[str, dict]]:
+def _json_rows(name: str, split: str, max_samples: int) -> Iterator[tuple[str, str]]:
+    texts = itertools.islice(read_json_texts(name, split), max_samples)
+    return ((f"{name} line {line}", text) for line, text in texts)
+
+
+def _json_identity(name: str, about: str, rows: Callable, memory_path: str) -> tuple[str, int]:
+    def compute() -> str:
+        digest, count = hashlib.sha256(), 0
+        for where, text in rows():
+            # With the line: an empty line before a row changes what messages say of it.
+            digest.update(f"{where.rsplit(' ', 1)[1]} {text}\n".encode(errors="surrogateescape"))
+            count += 1
+        return f"{digest.hexdigest()} {count}"
+
+    digest, count = remembered(os.path.realpath(name), memory_path, compute, about).split()
+    return digest, int(count)
+
+
+def _table_rows(name: str, table) -> Iterator[tuple[str, dict]]:
+    return ((f"{name} row {number}", row) for number, row in enumerate(table, start=1))
+
+
+def _table_digest(table) -> str:
+    """Of its content: the fingerprint of `datasets` is another one at every start."""
+    import pyarrow
+
+    digest = hashlib.sha256()
+    sink = SimpleNamespace(write=digest.update, closed=False, flush=lambda: None)
+    indices = np.arange(len(table)) if table._indices is None else table._indices.column(0).to_numpy()
+    digest.update(np.ascontiguousarray(indices, dtype=np.int64).tobytes())
+    with pyarrow.ipc.new_stream(pyarrow.PythonFile(sink, mode="w"), table.data.schema) as stream:
+        stream.write_table(table.data.table)
+    return digest.hexdigest()
+
+
+def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool):
+    """A table of `datasets`, which maps its files."""
     path = name.split("@")[0].strip()
     _check_path(path)
     if path.lower().endswith(_FILES) or is_json_path(path):
@@ -156,7 +205,7 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
     reachable = not is_remote or _is_on_hub(path)
     with _quiet(offline=not reachable):
         try:
-            table = _load(name, split, max_samples, use_ms)
+            return _load(name, split, max_samples, use_ms)
         except UserError:
             raise
         except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
@@ -166,7 +215,6 @@ def _read_with_openrlhf(name: str, split: str, max_samples: int, use_ms: bool) -
             if not reachable:
                 reason = "no such file or folder here, and the hub cannot be reached"
             raise UserError(f"{name}: cannot be read ({reason}); check the name, or give a local file") from error
-    return ((f"{name} row {number}", row) for number, row in enumerate(table, start=1))
 
 
 def _load(name: str, split: str, max_samples: int, use_ms: bool):

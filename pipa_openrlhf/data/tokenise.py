@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.chat import Unusable
+from pipa_openrlhf.data.exact import is_plain, surely_keeps
 from pipa_openrlhf.data.record import Dropped, Record
 from pipa_openrlhf.data.render import Piece, Rendered, render
 from pipa_openrlhf.errors import UserError
@@ -102,11 +103,15 @@ def _tokenise_all(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
         return []
     by_piece = _tokenise_by_piece(rendered, tokenizer)
     # Tokenizers that add a space in front of every text, or lose spaces, do not survive being called piece by piece.
-    decoded = tokenizer.batch_decode(
-        [tokens.ids for tokens in by_piece], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    is_kept = surely_keeps(tokenizer)
+    texts = {index: text for index, text in enumerate(map(_whole_text, rendered)) if not is_kept(text)}
     outcomes: list[_Tokens | str] = list(by_piece)
-    changed = [index for index, text in enumerate(decoded) if text != _whole_text(rendered[index])]
+    if not texts:
+        return outcomes
+    decoded = tokenizer.batch_decode(
+        [by_piece[index].ids for index in texts], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    changed = [index for (index, text), other in zip(texts.items(), decoded, strict=True) if text != other]
     if changed:
         whole = _tokenise_whole([rendered[index] for index in changed], tokenizer)
         for index, outcome in zip(changed, whole, strict=True):
@@ -125,11 +130,11 @@ def _prompt_ids(tokens: _Tokens) -> list[int]:
 
 def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens]:
     """Each piece on its own, so that the prompt has the very tokens that generation starts from."""
-    texts = {text for item in rendered for text in (item.prompt, *(piece.text for piece in item.pieces)) if text}
-    unique = sorted(texts)
+    texts = (text for item in rendered for text in (item.prompt, *(piece.text for piece in item.pieces)) if text)
+    unique = list(dict.fromkeys(texts))
     ids_of: dict[str, list[int]] = {"": []}
     if unique:
-        ids_of.update(zip(unique, _encode(tokenizer, unique)["input_ids"], strict=True))
+        ids_of.update(zip(unique, _token_ids(tokenizer, unique), strict=True))
 
     def join(item: Rendered) -> _Tokens:
         ids, steps, masked = [], [], []
@@ -171,6 +176,17 @@ def _all_pieces(item: Rendered) -> list[Piece]:
 
 def _whole_text(item: Rendered) -> str:
     return "".join(piece.text for piece in _all_pieces(item))
+
+
+def _token_ids(tokenizer, texts: list[str]) -> list[list[int]]:
+    if not is_plain(tokenizer):
+        return _encode(tokenizer, texts)["input_ids"]
+    # The same call without the offsets and masks that nobody reads: they take as long as the tokens.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _encode(tokenizer, texts: Iterable[str], **options):

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipa_openrlhf.data.batch import Batch, collate, prompt_keys
+from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import UnitSizes, rank_micro_batches
+from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.objectives.mismatches import MismatchedCompletions
 from pipa_openrlhf.prior.cache import PriorCache
 
 
@@ -21,12 +23,12 @@ class TrainingSet:
     Attributes:
         samples: where a unit is a pair, chosen and rejected alternate.
         unit_size: 1: the unit of a batch is an answer; 2: a pair.
-        mismatched: per sample, its prompt with another problem's answer, or None; empty where not needed.
+        mismatched: prompts with other problems' answers; None where not needed.
     """
 
-    samples: list[Sample]
+    samples: Samples
     unit_size: int = 1
-    mismatched: tuple[Sample | None, ...] = ()
+    mismatched: MismatchedCompletions | None = None
 
     @property
     def num_units(self) -> int:
@@ -43,43 +45,32 @@ class TrainingSet:
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels, order, and what else a loss may take from the samples."""
-        digest = hashlib.sha256(_int64_bytes(self.unit_size, len(self.samples)))
-        for sample in (*self.samples, *self.mismatched):
-            if sample is None:
-                digest.update(b"none")
-                continue
-            digest.update(_int64_bytes(sample.prompt_len, len(sample.input_ids), sample.answer_label))
-            if sample.weight != 1:
-                digest.update(np.float64(sample.weight).tobytes())
-            for array in (sample.input_ids, sample.labels, sample.mask, sample.step_ids):
-                digest.update(np.ascontiguousarray(array).tobytes())
+        digest = hashlib.sha256(np.array([self.unit_size, len(self.samples)], dtype=np.int64).tobytes())
+        digest.update(self.samples.column("digest").tobytes())
+        if self.mismatched is not None:
+            digest.update(self.mismatched.partners.astype(np.int64).tobytes())
         return digest.hexdigest()
 
-    def scored_by_prior(self) -> list[Sample]:
+    def scored_by_prior(self) -> Samples:
         """Everything the prior must score."""
-        return self.samples + [sample for sample in self.mismatched if sample is not None]
+        return self.samples if self.mismatched is None else Joined([self.samples, self.mismatched])
 
 
-def _int64_bytes(*numbers: int) -> bytes:
-    return np.array(numbers, dtype=np.int64).tobytes()
-
-
-def unit_sizes(samples: list[Sample], layout: str, unit_size: int = 1) -> UnitSizes:
+def unit_sizes(samples: Samples, layout: str, unit_size: int = 1) -> UnitSizes:
     """What units of ``unit_size`` neighbouring samples cost in one forward pass in ``layout``."""
-    lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int64)
-    firsts = samples[::unit_size]
+    prompt_lens = samples.column("prompt_len")[::unit_size].astype(np.int64)
     return UnitSizes(
-        lengths=lengths.reshape(-1, unit_size).max(axis=1),
-        prompts=prompt_numbers(firsts),
-        prompt_lengths=np.array([sample.prompt_len for sample in firsts], dtype=np.int64),
+        lengths=samples.column("length").astype(np.int64).reshape(-1, unit_size).max(axis=1),
+        prompts=prompt_numbers(samples.column("prompt_key")[::unit_size], prompt_lens),
+        prompt_lengths=prompt_lens,
         layout=layout,
     )
 
 
-def prompt_numbers(samples: list[Sample]) -> np.ndarray:
-    """[len(samples)] the same number where prompts are the same tokens."""
-    numbers: dict[bytes | int, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in prompt_keys(samples)], dtype=np.int64)
+def prompt_numbers(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The same number where prompts have the same key; a number of its own where there is no prompt."""
+    _, numbers = np.unique(keys, return_inverse=True)
+    return np.where(lengths > 0, numbers, len(keys) + np.arange(len(keys)))
 
 
 @dataclass(frozen=True)
@@ -134,11 +125,8 @@ class MicroBatches:
         self._place = (rank, world_size, micro_batch_size)
         self._sizes = data.sizes(collator.layout) if by_size else None
         # Mismatched completions are a data set of their own: other lengths, and not every answer has one.
-        self._mismatched = TrainingSet([sample for sample in data.mismatched if sample is not None])
-        has_one = np.array([sample is not None for sample in data.mismatched], dtype=bool)
-        self._mismatch_of = np.where(has_one, np.cumsum(has_one) - 1, -1)
-        several = by_size and self._mismatched.samples
-        self._mismatched_sizes = self._mismatched.sizes(collator.layout) if several else None
+        self._mismatched = TrainingSet(data.mismatched) if data.mismatched else None
+        self._mismatched_sizes = self._mismatched.sizes(collator.layout) if by_size and self._mismatched else None
 
     @property
     def prompts(self) -> np.ndarray | None:
@@ -159,10 +147,10 @@ class MicroBatches:
 
     def mismatched(self, units: np.ndarray) -> Iterator[MicroBatch]:
         """Mismatched completions of the answers of ``units``; none where no answer has one."""
-        if not self._mismatched.samples:
+        if self._mismatched is None or self.data.mismatched is None:
             return iter(())
-        found = self._mismatch_of[self.data.rows(units)]
-        plan = rank_micro_batches(found[found >= 0], *self._place, self._mismatched_sizes)
+        found = self.data.mismatched.of_rows(self.data.rows(units))
+        plan = rank_micro_batches(found, *self._place, self._mismatched_sizes)
         return self._collate(self._mismatched, plan)
 
     def _collate(self, data: TrainingSet, plan: list[np.ndarray]) -> Iterator[MicroBatch]:

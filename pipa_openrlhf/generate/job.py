@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipa_openrlhf.config import user_cache_dir
 from pipa_openrlhf.data.chat import use_chat_template
 from pipa_openrlhf.data.render import prompt_text
 from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
@@ -22,6 +21,7 @@ from pipa_openrlhf.model.loading import (
     use_modelscope,
 )
 from pipa_openrlhf.prior.key import weights_id
+from pipa_openrlhf.remembered import user_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Job:
             problems_sha256 = hashlib.sha256(file.read()).hexdigest()
         return {
             "model": config.model.path,
-            "weights": weights_id(config.model.path, user_cache_dir()),
+            "weights": weights_id(config.model.path, user_cache_dir("prior")),
             "dtype": config.ds.param_dtype,
             "problems": config.problems.path,
             "problems_sha256": problems_sha256,

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def check_lengths(
     actor: PolicyActor,
-    samples: list[Sample],
+    samples: Samples,
     probe: Sample,
     tolerance: float,
     strategy: Strategy,
@@ -44,7 +45,7 @@ def check_lengths(
         UserError: names ``--data.max_len`` and what it may be.
     """
     policy = actor.policy
-    longest = max(samples, key=lambda sample: len(sample.input_ids))
+    longest = samples[int(np.argmax(samples.column("length")))]
     length = len(longest.input_ids)
     positions = _learned_positions(actor.model, probe)
     if length > positions:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipa_openrlhf.data.batch import Batch, prompt_keys
+from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -24,12 +25,12 @@ _LOOKED_AT = 2000  # samples among which two of one prompt are looked for
 _ROUNDS = 2
 
 
-def probe_samples(samples: list[Sample]) -> list[Sample]:
+def probe_samples(samples: Samples) -> list[Sample]:
     """Four short sequences cut from ``samples``; the first and the third have the same prompt.
 
     Where no prompt has two answers, one is made from another sample's answer.
     """
-    some = samples[:_LOOKED_AT]
+    some = list(samples[:_LOOKED_AT])
     by_prompt: dict[bytes | int, list[Sample]] = {}
     for key, sample in zip(prompt_keys(some), some):
         by_prompt.setdefault(key, []).append(sample)

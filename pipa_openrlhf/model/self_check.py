@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -35,7 +35,6 @@ from pipa_openrlhf.model.own_forward import (
 )
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.prior.cache import PriorCache
-from pipa_openrlhf.prior.key import entry_key
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,7 @@ _CACHED_CHECKED = 4
 _CACHED_LOOKED_AT = 1000
 
 
-def choose_layout(
-    run: RunConfig, actor: PolicyActor, samples: list[Sample], strategy: Strategy, pad_token_id: int
-) -> None:
+def choose_layout(run: RunConfig, actor: PolicyActor, samples: Samples, strategy: Strategy, pad_token_id: int) -> None:
     """Set ``actor.layout`` to the best one that is asked for and exact, and ``actor.tolerance``, the same on every
     rank; says what is not used, and why.
 
@@ -77,7 +74,7 @@ def choose_layout(
 
 
 def check_cached(
-    actor: PolicyActor, cache: PriorCache, samples: list[Sample], absent: np.ndarray, strategy: Strategy
+    actor: PolicyActor, cache: PriorCache, samples: Samples, absent: np.ndarray, strategy: Strategy
 ) -> None:
     """Compute a few of the cache's entries again, by the model's own forward pass.
 
@@ -88,10 +85,11 @@ def check_cached(
     Raises:
         UserError: an entry is not this prior's.
     """
-    without = {entry_key(samples[index]) for index in np.flatnonzero(absent)}
-    stored = (sample for sample in samples if entry_key(sample) not in without)
-    some = list(islice(stored, _CACHED_LOOKED_AT))
-    if not some or actor.tolerance is None:
+    if actor.tolerance is None:
+        return
+    keys = samples.column("sequence_key")
+    some = list(samples[np.flatnonzero(~np.isin(keys, keys[absent]))[:_CACHED_LOOKED_AT]])
+    if not some:
         return
     few = sorted(some, key=lambda sample: len(sample.input_ids))[:_CACHED_CHECKED]
     own = own_log_probs(actor.model, few)

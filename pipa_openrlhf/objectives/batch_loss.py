@@ -60,14 +60,22 @@ class BatchCounts:
     right_answers: int
 
 
-def count_batch(answers: list[tuple[np.ndarray, np.ndarray, int]], unit_size: int = 1) -> BatchCounts:
-    """Counts from the (labels [T], mask [T], answer label) of every sequence of a global batch."""
+def count_batch(
+    loss_tokens: np.ndarray, right_tokens: np.ndarray, answer_labels: np.ndarray, unit_size: int = 1
+) -> BatchCounts:
+    """Counts of a global batch.
+
+    Args:
+        loss_tokens: [B] tokens inside the mask of each sequence.
+        right_tokens: [B] those of them that are right.
+        answer_labels: [B].
+    """
     return BatchCounts(
-        units=len(answers) // unit_size,
-        sequences=len(answers),
-        labelled_tokens=sum(int(mask.sum()) for _, mask, _ in answers),
-        sequences_with_right_tokens=sum(bool((labels * mask).any()) for labels, mask, _ in answers),
-        right_answers=sum(answer_label for _, _, answer_label in answers),
+        units=len(loss_tokens) // unit_size,
+        sequences=len(loss_tokens),
+        labelled_tokens=int(loss_tokens.sum(dtype=np.int64)),
+        sequences_with_right_tokens=int(np.count_nonzero(right_tokens)),
+        right_answers=int(answer_labels.sum(dtype=np.int64)),
     )
 
 

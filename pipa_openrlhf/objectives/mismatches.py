@@ -4,39 +4,78 @@ They are fixed once per data set, so that the prior's log-probs of mismatches ar
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import KEY_TYPE, Samples, sequence_key
+from pipa_openrlhf.data.tokenise import Sample
 
 NEVER = np.iinfo(np.int64).max  # a size that fits nowhere
 
 
-def mismatched_completions(samples: "list[Sample]", max_len: int) -> "tuple[Sample | None, ...]":
+class MismatchedCompletions(Samples):
+    """Prompts of samples with the answers of others.
+
+    Attributes:
+        partners: [len(samples)] index of the sample whose answer each prompt has, -1 where it has none; those are
+            left out of this list.
+    """
+
+    def __init__(self, samples: Samples, partners: np.ndarray):
+        self._samples, self.partners = samples, partners
+        self._own = np.flatnonzero(partners >= 0)
+        self._others = partners[self._own]
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def one(self, index: int) -> Sample:
+        return _mismatch(self._samples[int(self._own[index])], self._samples[int(self._others[index])])
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Places in this list of the mismatches of ``rows`` of the samples, of those that have one."""
+        return np.searchsorted(self._own, rows[self.partners[rows] >= 0])
+
+    def column(self, name: str) -> np.ndarray:
+        if name == "sequence_key":
+            return self._keys
+        if name == "length":
+            prompts = self._samples.column("prompt_len")
+            return (self._samples.column("length") - prompts)[self._others] + prompts[self._own]
+        if name in ("prompt_len", "prompt_key"):
+            return self._samples.column(name)[self._own]
+        raise KeyError(name)
+
+    def token_ids(self) -> np.ndarray:
+        return self._samples.token_ids()
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return np.fromiter(map(sequence_key, self), dtype=KEY_TYPE, count=len(self))
+
+
+def mismatched_completions(samples: Samples, max_len: int) -> MismatchedCompletions:
     """For every sample its prompt with the answer of the next sample, cyclically, that is of another problem and fits.
 
     Fixed once per data set, so that the prior's log-probs of mismatches are cached like all others. None where no
     answer qualifies.
     """
-    numbers: dict[str, int] = {}
-    problems = np.array([numbers.setdefault(one.problem_id, len(numbers)) for one in samples], dtype=np.int64)
-    prompt_lens = np.array([one.prompt_len for one in samples], dtype=np.int64)
+    problems = samples.column("problem")
+    prompt_lens = samples.column("prompt_len").astype(np.int64)
+    responses = samples.column("length") - prompt_lens
     partners = np.full(len(samples), -1)
     for has_prompt in (True, False):
-        # Without a prompt nothing predicts an answer's first token, so another one must be inside the mask.
-        usable = [one.mask[0 if has_prompt else 1 :].any() for one in samples]
-        sizes = np.array([len(one.labels) if fits else NEVER for one, fits in zip(samples, usable)], dtype=np.int64)
         queries = np.flatnonzero((prompt_lens > 0) == has_prompt)
         if len(queries):
+            # Without a prompt nothing predicts an answer's first token, so another one must be inside the mask.
+            scored = samples.column("loss_tokens" if has_prompt else "later_loss_tokens")
+            sizes = np.where(scored > 0, responses, NEVER)
             partners[queries] = next_matches(problems, sizes, queries, max_len - prompt_lens[queries])
-    return tuple(
-        None if partner < 0 else _mismatch(own, samples[partner]) for own, partner in zip(samples, partners.tolist())
-    )
+    return MismatchedCompletions(samples, partners)
 
 
-def _mismatch(own: "Sample", other: "Sample") -> "Sample":
+def _mismatch(own: Sample, other: Sample) -> Sample:
     """The prompt of ``own`` with the answer of ``other``."""
     mask = other.mask.copy()
     if own.prompt_len == 0:

@@ -16,12 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pipa_openrlhf.data.samples import KEY_TYPE, Samples, sequence_key
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.prior.key import KEY_BYTES, entry_key
 
 FORMAT_VERSION = 1
-_KEY_TYPE = f"S{KEY_BYTES}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class PriorCache:
         self._paths: list[str] = []
         self._shards: list[_Shard] = []
         # The keys of all shards, sorted, and where their entries are; a dict would take many times the memory.
-        self._keys = np.zeros(0, dtype=_KEY_TYPE)
+        self._keys = np.zeros(0, dtype=KEY_TYPE)
         self._shard_of = self._row_of = np.zeros(0, dtype=np.int32)
         self.refresh()
 
@@ -69,9 +68,9 @@ class PriorCache:
         self._shard_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
         self._row_of = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[order]
 
-    def missing(self, samples: list[Sample]) -> np.ndarray:
+    def missing(self, samples: Samples) -> np.ndarray:
         """[len(samples)] bool: True at the first sample of every key that has no entry."""
-        keys = _keys(samples)
+        keys = samples.column("sequence_key")
         first = np.zeros(len(samples), dtype=bool)
         first[np.unique(keys, return_index=True)[1]] = True
         return first & ~self._find(keys)[1]
@@ -130,7 +129,7 @@ class PriorCache:
 
 
 def _keys(samples: list[Sample]) -> np.ndarray:
-    return np.array([entry_key(sample) for sample in samples], dtype=_KEY_TYPE)
+    return np.array([sequence_key(sample) for sample in samples], dtype=KEY_TYPE)
 
 
 def _open_shard(path: str) -> _Shard:
@@ -145,7 +144,7 @@ def _open_shard(path: str) -> _Shard:
         raise UserError(f"{path} is damaged: delete it, and its log-probs are computed again")
     if not tensors["log_probs"].isfinite().all():
         raise UserError(f"{path} holds log-probs that are NaN or infinite: delete it, and they are computed again")
-    return _Shard(tensors["keys"].numpy().view(_KEY_TYPE), tensors["starts"].numpy(), tensors["log_probs"].numpy())
+    return _Shard(tensors["keys"].numpy().view(KEY_TYPE), tensors["starts"].numpy(), tensors["log_probs"].numpy())
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import cut
+from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.devices import device
@@ -42,7 +43,7 @@ def prior_path(config: RunConfig) -> str:
 
 
 def fill_from_separate_model(
-    config: RunConfig, cache: PriorCache, samples: list[Sample], strategy: Strategy, pad_token_id: int
+    config: RunConfig, cache: PriorCache, samples: Samples, strategy: Strategy, pad_token_id: int
 ) -> None:
     """Load the prior, compute what is missing, and free it; nothing is loaded where nothing is missing."""
     absent = count_missing(cache, samples, strategy)
@@ -59,7 +60,7 @@ def fill_from_separate_model(
 def fill_from_policy(
     config: RunConfig,
     cache: PriorCache,
-    samples: list[Sample],
+    samples: Samples,
     actor: PolicyActor,
     strategy: Strategy,
     pad_token_id: int,
@@ -80,7 +81,7 @@ def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None
         return
     fill_cache(
         cache,
-        [sample for sample, is_absent in zip(samples, absent) if is_absent],
+        samples[np.flatnonzero(absent)],
         lambda batch: actor(batch, with_value=False).log_f,
         strategy,
         pad_token_id,
@@ -89,12 +90,12 @@ def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None
     )
 
 
-def _report(strategy: Strategy, samples: list[Sample], absent: np.ndarray, cache: PriorCache) -> None:
+def _report(strategy: Strategy, samples: Samples, absent: np.ndarray, cache: PriorCache) -> None:
     misses = int(absent.sum())
     log.info(f"Prior cache: {len(samples) - misses} hits, {misses} misses in {cache.folder}")
 
 
-def count_missing(cache: PriorCache, samples: list[Sample], strategy: Strategy) -> np.ndarray:
+def count_missing(cache: PriorCache, samples: Samples, strategy: Strategy) -> np.ndarray:
     """[len(samples)] bool, True at samples that some rank cannot find; the same on every rank."""
     absent = torch.from_numpy(cache.missing(samples).astype(np.int32)).to(device())
     return strategy.all_reduce(absent, op="max").cpu().numpy().astype(bool)
@@ -103,7 +104,7 @@ def count_missing(cache: PriorCache, samples: list[Sample], strategy: Strategy) 
 @torch.no_grad()
 def fill_cache(
     cache: PriorCache,
-    samples: list[Sample],
+    samples: Samples,
     log_probs_of: Callable[[Batch], torch.Tensor],
     strategy: Strategy,
     pad_token_id: int,
@@ -113,7 +114,7 @@ def fill_cache(
     """Compute and store the prior's log-probs of ``samples``.
 
     Args:
-        samples: those without an entry, the same list on every rank.
+        samples: those without an entry, the same on every rank.
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
         layout: see :func:`collate`.
         micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
@@ -129,7 +130,7 @@ def fill_cache(
     # Every rank runs the same number of forward passes; one without work repeats the last batch and stores nothing.
     for first in range(0, len(batches), world_size):
         mine = first + rank < len(batches)
-        batch_samples = batches[first + rank] if mine else batches[-1]
+        batch_samples = list(samples[batches[first + rank] if mine else batches[-1]])
         batch = collate(batch_samples, None, pad_token_id, layout, every_response_token=True)
         rows = log_probs_of(batch.to(device())).cpu().numpy()
         if mine:
@@ -147,9 +148,9 @@ def fill_cache(
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
 
 
-def _plan(samples: list[Sample], micro_batch_size: int, layout: str) -> list[list[Sample]]:
+def _plan(samples: Samples, micro_batch_size: int, layout: str) -> list[np.ndarray]:
+    """Indices of the samples of each forward pass."""
     sizes = unit_sizes(samples, layout)
     # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
     budget = micro_batch_size * sizes.longest
-    order = sizes.sort(np.arange(len(samples)))
-    return [[samples[index] for index in batch] for batch in cut(order, sizes, budget)]
+    return cut(sizes.sort(np.arange(len(samples))), sizes, budget)

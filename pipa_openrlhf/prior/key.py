@@ -6,7 +6,6 @@ import json
 import os
 from typing import cast
 
-import numpy as np
 import peft.utils
 import transformers
 from transformers.utils import (
@@ -18,14 +17,13 @@ from transformers.utils import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.model.loading import only_from_disk
+from pipa_openrlhf.remembered import remembered
 
 # Raised when this package computes other log-probs from the same weights and tokens than it did before.
 NUMERICS_VERSION = 1
-KEY_BYTES = 16
 
 # What a config says about the software or the run that wrote it, not about the function the weights compute.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
@@ -33,14 +31,6 @@ _INCIDENTAL_ADAPTER = {"base_model_name_or_path", "inference_mode", "revision", 
 # In the order in which transformers and PEFT look for them.
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _ADAPTER_WEIGHTS = (peft.utils.SAFETENSORS_WEIGHTS_NAME, peft.utils.WEIGHTS_NAME)
-
-
-def entry_key(sample: Sample) -> bytes:
-    """Key of a sample's response within its prior's folder."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(np.int64(sample.prompt_len).tobytes())
-    digest.update(np.ascontiguousarray(sample.input_ids, dtype=np.int32).tobytes())
-    return digest.digest()
 
 
 def prior_id(path: str, memory_dir: str) -> str:
@@ -123,35 +113,8 @@ def _weight_files(folder: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _remembered_hash(file: str, memory_dir: str) -> str:
-    memory_path = os.path.join(os.path.expanduser(memory_dir), "weight_hashes.json")
-    try:
-        with open(memory_path) as memory_file:
-            memory = json.load(memory_file)
-    except (OSError, ValueError):
-        memory = {}
-    if not isinstance(memory, dict):
-        memory = {}
     real = os.path.realpath(file)
-    status = os.stat(real)
-    # Copying tools keep size and modification time; no tool sets the time of the last change of the inode.
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    known = memory.get(real)
-    if isinstance(known, list) and known[0] == stamp:
-        return known[1]
-    file_hash = file_sha256(real)
-    _remember(memory_path, {**memory, real: [stamp, file_hash]})
-    return file_hash
-
-
-def _remember(memory_path: str, memory: dict) -> None:
-    unfinished = f"{memory_path}.{os.getpid()}"
-    try:
-        os.makedirs(os.path.dirname(memory_path), exist_ok=True)
-        with open(unfinished, "w") as memory_file:
-            json.dump(memory, memory_file)
-        os.replace(unfinished, memory_path)
-    except OSError:
-        pass  # it only saves time: the file is hashed again
+    return remembered(real, os.path.join(memory_dir, "weight_hashes.json"), lambda: file_sha256(real))
 
 
 def _config_text(path: str, incidental: set[str]) -> bytes:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.bad_rows import write_bad_rows
 from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.data.dataset import load_samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -71,9 +70,9 @@ class _Data:
     bad_rows: list[tuple[str, str]]
 
     @property
-    def scored(self) -> list[Sample]:
+    def scored(self) -> Samples:
         """Everything the prior must score."""
-        return self.train_set.scored_by_prior() + (self.eval_set.scored_by_prior() if self.eval_set else [])
+        return Joined([one.scored_by_prior() for one in (self.train_set, self.eval_set) if one is not None])
 
 
 def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
@@ -167,7 +166,7 @@ def _prepare_models(
     config: RunConfig,
     objective: Objective,
     start: Start,
-    scored: list[Sample],
+    scored: Samples,
     strategy: Strategy,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
@@ -232,7 +231,7 @@ def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTok
         return TrainingSet(
             samples,
             unit_size=2 if objective.needs_pairs else 1,
-            mismatched=mismatched_completions(samples, config.data.max_len) if objective.needs_mismatched else (),
+            mismatched=mismatched_completions(samples, config.data.max_len) if objective.needs_mismatched else None,
         )
 
     data = config.data
@@ -244,9 +243,9 @@ def _load_data(config: RunConfig, objective: Objective, tokenizer: PreTrainedTok
 
 
 def _check_tokens(
-    config: RunConfig, objective: Objective, samples: list[Sample], tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, objective: Objective, samples: Samples, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    token_ids = np.unique(np.concatenate([sample.input_ids for sample in samples]))
+    token_ids = samples.token_ids()
     remote = config.model.trust_remote_code
     check_vocabulary(config.model.path, "--model.model_name_or_path", token_ids, remote)
     if objective.needs_prior and config.prior_path:

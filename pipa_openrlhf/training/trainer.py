@@ -206,7 +206,7 @@ class PreferenceTrainer:
         self.update_check.before_update()
         grad_norm = self._step_engine()
         self.update_check.after_update(grad_norm)
-        num_tokens = sum(len(self.train_set.samples[row].input_ids) for row in self.train_set.rows(units))
+        num_tokens = int(self.train_set.samples[self.train_set.rows(units)].column("length").sum(dtype=np.int64))
         self.position = Position(self.position.step + 1, self.position.num_tokens + num_tokens)
         row = {
             "step": self.position.step,
@@ -315,5 +315,6 @@ class PreferenceTrainer:
 
 
 def _counts(data: TrainingSet, units: np.ndarray) -> BatchCounts:
-    samples = [data.samples[row] for row in data.rows(units)]
-    return count_batch([(one.labels, one.mask, one.answer_label) for one in samples], data.unit_size)
+    samples = data.samples[data.rows(units)]
+    loss_tokens, right_tokens, labels = map(samples.column, ("loss_tokens", "right_tokens", "answer_label"))
+    return count_batch(loss_tokens, right_tokens, labels, data.unit_size)

@@ -26,7 +26,7 @@ def write(tmp_path):
 
 
 def test_bad_rows_end_the_reading(make_args, tokenizers, write):
-    with pytest.raises(UserError, match="line 7: not valid JSON"):
+    with pytest.raises(UserError, match="line 3: 'label' is 'maybe'"):
         load_samples(make_args(), tokenizers["bytes"], dataset=write(20))
 
 
@@ -34,11 +34,11 @@ def test_skipped_rows_are_listed_with_place_and_reason(make_args, tokenizers, wr
     path = write(20)
     loaded = load_samples(make_args(on_error="skip", max_error_share=0.2), tokenizers["bytes"], dataset=path)
     assert len(loaded.samples) == loaded.num_records == 20
-    places = {where: reason for where, reason in loaded.bad_rows}
-    assert places.keys() == {f"{path} line {number}" for number in (3, 5, 7)}
-    assert places[f"{path} line 3"].startswith("'label' is 'maybe'; ")
-    assert places[f"{path} line 5"].startswith("'completion' is empty; ")
-    assert places[f"{path} line 7"].startswith("not valid JSON")
+    places = dict(loaded.bad_rows)
+    assert list(places) == [f"{path} line {number}" for number in (3, 5, 7)]
+    assert places[f"{path} line 3"].startswith(f"{path} line 3: 'label' is 'maybe'; ")
+    assert places[f"{path} line 5"].startswith(f"{path} line 5: 'completion' is empty; ")
+    assert places[f"{path} line 7"].startswith(f"{path} line 7: not valid JSON")
 
 
 def test_too_many_bad_rows_end_the_reading_all_the_same(make_args, tokenizers, write):
@@ -59,9 +59,16 @@ def test_a_run_writes_them_beside_its_results(small_run, tmp_path, write, capsys
     }
     train("train_pipa", *small_run("out", **changes))
     rows = read_jsonl(tmp_path / "out" / "skipped_rows.jsonl")
-    assert sorted(row["where"].split()[-1] for row in rows) == ["3", "5", "7"] and all(row["reason"] for row in rows)
+    assert [row["where"].split()[-1] for row in rows] == ["3", "5", "7"]
+    assert rows[0]["reason"].startswith("'label' is 'maybe'; ")
     assert "3 rows were skipped: see " in capsys.readouterr().out
 
     assert run_in_process("train_pipa", *small_run("out2", **changes | {"data.max_error_share": 0.01})) == 1
     assert "more than --data.max_error_share" in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
+
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 20)
+    with_skipped = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    train("train_pipa", *small_run("out", **changes), "--ckpt.overwrite")
+    assert not (tmp_path / "out" / "skipped_rows.jsonl").exists()
+    assert read_jsonl(tmp_path / "out" / "metrics.jsonl")[0]["loss"] == with_skipped[0]["loss"]

@@ -66,3 +66,17 @@ def test_mistakes_end_in_one_line(tokenizers, tmp_path, capsys, flags, problem):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert problem in error
+
+
+def test_skipped_rows_are_counted(tokenizers, write_rows, tmp_path, capsys):
+    tokenizers["bytes"].save_pretrained(tmp_path / "tokenizer")
+    good = {"prompt": "the\n", "completion": "cat", "label": 1}
+    path = write_rows([good, {**good, "label": 7}, good, {**good, "label": 8}])
+    words = ["--data.dataset", path, "--model.model_name_or_path", str(tmp_path / "tokenizer")]
+    before = sorted(tmp_path.iterdir())
+    assert cli([*words, "--data.on_error", "skip", "--data.max_error_share", "0.5"]) == 0
+    output = capsys.readouterr().out
+    assert f"{path}: skipped 2 of 4 rows: 'label' is ...; " in output and "skipped   2 rows that" in output
+    assert sorted(tmp_path.iterdir()) == before
+    assert cli(words) == 1
+    assert f"{path} line 2: 'label' is 7" in capsys.readouterr().err

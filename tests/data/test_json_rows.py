@@ -59,6 +59,7 @@ def test_unicode_line_separators_do_not_end_a_row(tmp_path):
         ("data.json", '[{"a": 1}]\n{"a": 2}', 2, "text after the end of the list"),
         ("data.jsonl", '{"a": ' + "[" * 100_000, 1, "not valid JSON"),
         ("data.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', 2, "not UTF-8"),
+        ("data.json", b'[\n{"a": 1},\n{"a":\n"caf\xe9"}\n]', 4, "not UTF-8"),
     ],
 )
 def test_defects_name_file_and_line(tmp_path, name, content, line, problem):

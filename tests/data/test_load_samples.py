@@ -38,9 +38,9 @@ def test_the_format_and_the_counts_are_printed(load, write_rows):
     path = write_rows([PAIR])
     load(path)
     assert load.lines == [
-        f"{path}: format paired (by its columns: prompt, chosen, rejected)",
         f"{path}: 1 rows",
-        f"{path}: 2 answers kept, none dropped",
+        f"{path}: format paired (by its columns: prompt, chosen, rejected)",
+        f"{path}: 2 of 2 answers kept, none dropped",
     ]
 
 
@@ -116,7 +116,7 @@ def test_a_format_by_flag(load, write_rows):
     path = write_rows([{**PAIR, "completion": "sat", "label": 1}])
     loaded = load(path, format="unpaired")
     assert (loaded.format, len(loaded.samples)) == ("unpaired", 1)
-    assert "format unpaired (by --data.format:" in load.lines[0]
+    assert "format unpaired (by --data.format:" in load.lines[1]
     with pytest.raises(UserError, match="line 1: no column 'completions'"):
         load(path, format="stepwise")
 

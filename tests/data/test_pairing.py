@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipa_openrlhf.data.dataset import keep_labels, match_pairs
+from pipa_openrlhf.data.samples import Samples, as_samples
 from pipa_openrlhf.data.tokenise import Sample
 
 ANSWERS = st.lists(st.tuples(st.sampled_from("pqr"), st.integers(0, 1)), max_size=25)
@@ -20,8 +21,8 @@ def sample(index: int, problem: str, label: int, pair_id: int | None = None) -> 
     return Sample(np.array([index], dtype=np.int32), 0, one * label, one, one * 0, label, problem, pair_id, f"{index}")
 
 
-def made_of(answers) -> list[Sample]:
-    return [sample(index, problem, label) for index, (problem, label) in enumerate(answers)]
+def made_of(answers) -> Samples:
+    return as_samples([sample(index, problem, label) for index, (problem, label) in enumerate(answers)])
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,7 +78,7 @@ def test_given_pairs_are_never_rematched():
         sample(5, "p", 0),
     ]
     for seed in range(4):
-        paired = match_pairs(samples, seed)
+        paired = match_pairs(as_samples(samples), seed)
         assert [item.where for item in paired[:3]] == ["0", "1", "3"]
         assert paired[3].where in ("4", "5")
         assert [item.pair_id for item in paired] == [5, 5, 10, 10]
@@ -107,4 +108,4 @@ def test_keep():
     samples = made_of([("p", 1), ("p", 0), ("q", 1)])
     assert [item.where for item in keep_labels(samples, "positive")] == ["0", "2"]
     assert [item.where for item in keep_labels(samples, "negative")] == ["1"]
-    assert keep_labels(samples, "all") == samples
+    assert [item.where for item in keep_labels(samples, "all")] == ["0", "1", "2"]

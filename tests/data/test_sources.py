@@ -4,14 +4,14 @@ import datasets
 import pytest
 
 from pipa_openrlhf.data import sources
-from pipa_openrlhf.data.bad_rows import BadRows
-from pipa_openrlhf.data.sources import read_sources, rows_in_order
+from pipa_openrlhf.data.sources import as_row, open_sources, rows_in_order
 from pipa_openrlhf.errors import UserError
 
 
 def read(dataset, probs=None, split="train", max_samples=1_000_000, seed=42):
-    found = read_sources(dataset, split, max_samples, BadRows(skip=False))
-    return [(where, row) for _, where, row in rows_in_order(found, probs, seed, max_samples)]
+    sources = open_sources(dataset, split, max_samples)
+    rows = rows_in_order(sources, [source.few_rows(max_samples) for source in sources], probs, seed, max_samples)
+    return [(where, as_row(where, row)) for _, where, row in rows]
 
 
 def table(name: str, count: int) -> datasets.Dataset:

@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import random_samples
 
+from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.data.training_set import TrainingSet
-from pipa_openrlhf.objectives.mismatches import mismatched_completions
+from pipa_openrlhf.objectives.mismatches import MismatchedCompletions, mismatched_completions
 
 
 def test_a_mismatch_takes_the_next_answer_that_can_be_scored():
     """Without a prompt, nothing predicts the only token of the next answer: the one after it is taken."""
     samples = random_samples([(0, 5), (3, 1), (2, 4)], 50)
-    mismatched = mismatched_completions(samples, 100)
+    mismatched = mismatched_completions(as_samples(samples), 100)
     np.testing.assert_array_equal(mismatched[0].input_ids, samples[2].input_ids[2:])
     assert mismatched[0].mask.tolist() == [0, 1, 1, 1]
     np.testing.assert_array_equal(mismatched[2].input_ids[:2], samples[2].input_ids[:2])
@@ -24,8 +25,8 @@ def test_a_mismatch_takes_the_next_answer_that_can_be_scored():
 
 def test_no_mismatch_within_one_problem_or_beyond_the_longest():
     samples = random_samples([(4, 2), (4, 9)], 50)
-    assert mismatched_completions(samples, 10)[0] is None
-    assert mismatched_completions(samples[:1], 100) == (None,)
+    assert mismatched_completions(as_samples(samples), 10).partners.tolist() == [-1, 0]
+    assert mismatched_completions(as_samples(samples[:1]), 100).partners.tolist() == [-1]
 
 
 def next_usable(samples, index: int, max_len: int) -> int | None:
@@ -50,17 +51,21 @@ def test_mismatches_follow_their_definition(rows, max_len):
         replace(one, problem_id=problem, mask=one.mask if scored else np.eye(1, len(one.mask), dtype=np.int8)[0])
         for one, (_, _, problem, scored) in zip(random_samples(lengths, 1000), rows)
     ]
-    for index, mismatch in enumerate(mismatched_completions(samples, max_len)):
-        other = next_usable(samples, index, max_len)
-        if other is None:
-            assert mismatch is None
-            continue
-        own, source = samples[index], samples[other]
+    mismatched = mismatched_completions(as_samples(samples), max_len)
+    others = [next_usable(samples, index, max_len) for index in range(len(samples))]
+    assert mismatched.partners.tolist() == [-1 if other is None else other for other in others]
+    has_one = [index for index, other in enumerate(others) if other is not None]
+    assert mismatched.of_rows(np.arange(len(samples))).tolist() == list(range(len(has_one)))
+    for index, mismatch in zip(has_one, mismatched, strict=True):
+        own, source = samples[index], samples[others[index]]
         assert mismatch.input_ids[: own.prompt_len].tolist() == own.input_ids[: own.prompt_len].tolist()
         assert mismatch.input_ids[own.prompt_len :].tolist() == source.input_ids[source.prompt_len :].tolist()
         assert mismatch.mask.tolist() == [int(source.mask[0] and own.prompt_len > 0), *source.mask[1:]]
         assert (mismatch.prompt_len, mismatch.problem_id) == (own.prompt_len, own.problem_id)
         assert (mismatch.answer_label, mismatch.pair_id) == (source.answer_label, None)
+    plain = as_samples(list(mismatched))
+    for name in ("length", "prompt_len", "prompt_key", "sequence_key"):
+        assert mismatched.column(name).tolist() == plain.column(name).tolist()
 
 
 def test_a_problem_that_dominates_takes_no_longer():
@@ -70,29 +75,37 @@ def test_a_problem_that_dominates_takes_no_longer():
     samples = [
         replace(long if n % 2 else short, problem_id="other" if n % 50_000 == 7 else "same") for n in range(count)
     ]
-    mismatched = mismatched_completions(samples, 10)  # a second or two; half an hour when every pair is looked at
-    assert [one is None for one in mismatched[:4]] == [False, True, False, True]
+    mismatched = mismatched_completions(as_samples(samples), 10)  # a second or two; half an hour if all pairs are seen
+    assert (mismatched.partners[:4] < 0).tolist() == [False, True, False, True]
 
 
 SAMPLES = random_samples([(3, 4), (2, 4), (1, 2), (4, 4)], 50)
 FIRST, *REST = SAMPLES
+
+
+def set_of(samples, partners=None, **more) -> TrainingSet:
+    columns = as_samples(samples)
+    mismatched = None if partners is None else MismatchedCompletions(columns, np.array(partners))
+    return TrainingSet(columns, mismatched=mismatched, **more)
+
+
 OTHERS = {
-    "tokens": TrainingSet([replace(FIRST, input_ids=FIRST.input_ids + 1), *REST]),
-    "span": TrainingSet([replace(FIRST, prompt_len=2), *REST]),
-    "labels": TrainingSet([replace(FIRST, labels=1 - FIRST.labels), *REST]),
-    "mask": TrainingSet([replace(FIRST, mask=0 * FIRST.mask), *REST]),
-    "steps": TrainingSet([replace(FIRST, step_ids=FIRST.step_ids + 1), *REST]),
-    "the answer's label": TrainingSet([replace(FIRST, answer_label=1 - FIRST.answer_label), *REST]),
-    "order": TrainingSet(SAMPLES[::-1]),
-    "fewer": TrainingSet(REST),
-    "pairs": TrainingSet(SAMPLES, unit_size=2),
-    "mismatches": TrainingSet(SAMPLES, mismatched=(None, *SAMPLES[:3])),
-    "other mismatches": TrainingSet(SAMPLES, mismatched=(*SAMPLES[:3], None)),
+    "tokens": set_of([replace(FIRST, input_ids=FIRST.input_ids + 1), *REST]),
+    "span": set_of([replace(FIRST, prompt_len=2), *REST]),
+    "labels": set_of([replace(FIRST, labels=1 - FIRST.labels), *REST]),
+    "mask": set_of([replace(FIRST, mask=0 * FIRST.mask), *REST]),
+    "steps": set_of([replace(FIRST, step_ids=FIRST.step_ids + 1), *REST]),
+    "the answer's label": set_of([replace(FIRST, answer_label=1 - FIRST.answer_label), *REST]),
+    "order": set_of(SAMPLES[::-1]),
+    "fewer": set_of(REST),
+    "pairs": set_of(SAMPLES, unit_size=2),
+    "mismatches": set_of(SAMPLES, [-1, 0, 1, 2]),
+    "other mismatches": set_of(SAMPLES, [1, 2, 3, -1]),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_fingerprint_changes_with_what_a_loss_takes(what):
-    same = TrainingSet([replace(one, where="elsewhere", problem_id="other") for one in SAMPLES])
-    assert same.fingerprint() == TrainingSet(SAMPLES).fingerprint() != OTHERS[what].fingerprint()
+    same = set_of([replace(one, where="elsewhere", problem_id="other") for one in SAMPLES])
+    assert same.fingerprint() == set_of(SAMPLES).fingerprint() != OTHERS[what].fingerprint()
     assert len({other.fingerprint() for other in OTHERS.values()}) == len(OTHERS)

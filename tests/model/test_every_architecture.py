@@ -12,6 +12,7 @@ from shrunk import VOCAB, causal_lm_classes, shrunk_model
 
 from pipa_openrlhf.config import DeepSpeedConfig, RunConfig, TrainConfig
 from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import Policy, PolicyActor
 from pipa_openrlhf.model.self_check import choose_layout
@@ -85,7 +86,7 @@ def test_admitted_layouts_are_exact(model_class, capsys, log_lines):
         lines.clear()
         try:
             actor = actor_of(shrunk_model(model_class))
-            choose_layout(run_flags(*flags), actor, samples_of_a_run(seed=2), strategy, 0)
+            choose_layout(run_flags(*flags), actor, as_samples(samples_of_a_run(seed=2)), strategy, 0)
         except UserError as error:
             report(f"refused: {error}")
             return

@@ -10,6 +10,7 @@ from test_every_architecture import actor_of, run_flags, samples_of_a_run
 from test_output_head import make
 from tiny import logged_lines, make_model, run_in_process, train
 
+from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model import output_head, policy, self_check
 from pipa_openrlhf.model.self_check import check_cached, choose_layout, difference, probe_samples
@@ -23,7 +24,7 @@ def choose(model, shared=True, packed=True, samples=None, dtype=torch.float32):
     strategy = SimpleNamespace(all_reduce=lambda tensor, op: tensor)
     actor = actor_of(model.to(dtype))
     with logged_lines() as lines:
-        choose_layout(run_flags(shared, packed), actor, samples or samples_of_a_run(0), strategy, 0)
+        choose_layout(run_flags(shared, packed), actor, as_samples(samples or samples_of_a_run(0)), strategy, 0)
     return actor, lines
 
 
@@ -158,6 +159,7 @@ def test_cached_entries_are_computed_again(tmp_path, damage):
     cache = PriorCache(str(tmp_path), "0" * 64, "fp32")
     cache.add(samples[:5], [row + (damage or 0) for row in own[:5]])
     strategy = SimpleNamespace(all_reduce=lambda tensor, op: tensor)
+    samples = as_samples(samples)
     absent = cache.missing(samples)
     assert absent.tolist() == [False] * 5 + [True]
     if damage is None:
@@ -216,10 +218,10 @@ def test_rotary_positions_beyond_the_declared_length_deserve_a_line():
 
 def test_probes_share_a_prompt_even_where_the_data_does_not():
     for samples in (samples_of_a_run(0), samples_of_a_run(0)[2:4], samples_of_a_run(0)[:1]):
-        first, _, third, _ = probe_samples(samples)
+        first, _, third, _ = probe_samples(as_samples(samples))
         size = first.prompt_len
         assert size == third.prompt_len and (first.input_ids[:size] == third.input_ids[:size]).all()
-        for probe in probe_samples(samples):
+        for probe in probe_samples(as_samples(samples)):
             assert 1 < len(probe.input_ids) <= 48 and len(probe.labels) == len(probe.input_ids) - probe.prompt_len
 
 

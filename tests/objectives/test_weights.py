@@ -8,6 +8,7 @@ from samples import random_samples
 from tiny import train, write_jsonl
 
 from pipa_openrlhf.data.batch import collate
+from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.model.policy import PolicyOutput
 from pipa_openrlhf.objectives.batch_loss import BatchLoss, count_batch
@@ -37,7 +38,7 @@ def test_the_loss_is_the_weighted_sum_of_the_answers_losses(answers, name):
     samples, scores = answers
     objective = replace(objectives()[name], sft_coef=0.3, nll_coef=0.2)
     loss, unit = BatchLoss(objective), 2 if objective.needs_pairs else 1
-    counts = count_batch([(one.labels, one.mask, one.answer_label) for one in samples], unit)
+    counts = count_batch(*map(as_samples(samples).column, ("loss_tokens", "right_tokens", "answer_label")), unit)
     weighted = [replace(one, weight=weight) for one, weight in zip(samples, WEIGHTS, strict=True)]
     alone = [
         WEIGHTS[start] * share(loss, samples[start : start + unit], scores[start : start + unit], counts)
@@ -49,7 +50,7 @@ def test_the_loss_is_the_weighted_sum_of_the_answers_losses(answers, name):
 def test_a_weight_is_part_of_the_data(answers):
     samples, _ = answers
     changed = [replace(samples[0], weight=2.0), *samples[1:]]
-    assert TrainingSet(samples).fingerprint() != TrainingSet(changed).fingerprint()
+    assert TrainingSet(as_samples(samples)).fingerprint() != TrainingSet(as_samples(changed)).fingerprint()
 
 
 @pytest.mark.parametrize("fused", ["true", "false"])

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from samples import random_samples
 from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
 
+from pipa_openrlhf.data.samples import as_samples, sequence_key
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.prior.cache import PriorCache
-from pipa_openrlhf.prior.key import entry_key
 
 SAMPLES = random_samples([(3, 4), (2, 7), (0, 5), (4, 1)], 50)
 
@@ -34,7 +34,7 @@ def shards(folder) -> list[str]:
 def test_entries_are_found_again(tmp_path):
     filled(tmp_path)
     again = PriorCache(str(tmp_path), "a" * 64, "fp32")
-    assert not again.missing(SAMPLES).any()
+    assert not again.missing(as_samples(SAMPLES)).any()
     for sample, values in zip(SAMPLES, values_of(SAMPLES)):
         found = again.log_probs(sample)
         assert found.dtype == np.float32 and np.array_equal(found, values)
@@ -43,8 +43,9 @@ def test_entries_are_found_again(tmp_path):
 def test_other_tokens_or_another_span_are_missing_once_a_key(tmp_path):
     cache = filled(tmp_path)
     other = replace(SAMPLES[0], input_ids=SAMPLES[0].input_ids + 1)
-    shifted = replace(SAMPLES[0], prompt_len=2, labels=np.zeros(5, dtype=np.int8))
-    assert cache.missing([SAMPLES[0], other, shifted, other]).tolist() == [False, True, True, False]
+    five = {name: np.zeros(5, dtype=np.int8) for name in ("labels", "mask", "step_ids")}
+    shifted = replace(SAMPLES[0], prompt_len=2, **five)
+    assert cache.missing(as_samples([SAMPLES[0], other, shifted, other])).tolist() == [False, True, True, False]
     with pytest.raises(KeyError):
         cache.log_probs(other)
 
@@ -54,15 +55,15 @@ def test_key_ignores_everything_but_tokens_and_span():
     same = replace(
         sample, labels=1 - sample.labels, mask=0 * sample.mask, answer_label=1, problem_id="x", pair_id=3, where="?"
     )
-    assert entry_key(same) == entry_key(sample)
-    assert entry_key(replace(sample, input_ids=sample.input_ids.astype(np.int64))) == entry_key(sample)
+    assert sequence_key(same) == sequence_key(sample)
+    assert sequence_key(replace(sample, input_ids=sample.input_ids.astype(np.int64))) == sequence_key(sample)
 
 
 def test_priors_and_dtypes_have_their_own_entries(tmp_path):
     filled(tmp_path)
     for prior, dtype in (("b" * 64, "fp32"), ("a" * 64, "bf16")):
         other = PriorCache(str(tmp_path), prior, dtype)
-        assert other.missing(SAMPLES).all()
+        assert other.missing(as_samples(SAMPLES)).all()
         other.add(SAMPLES[:1], [np.zeros(4, dtype=np.float32)])
     assert PriorCache(str(tmp_path), "a" * 64, "fp32").log_probs(SAMPLES[0])[0] == -4
 
@@ -70,9 +71,9 @@ def test_priors_and_dtypes_have_their_own_entries(tmp_path):
 def test_another_process_sees_new_shards_after_a_refresh(tmp_path):
     early = PriorCache(str(tmp_path), "a" * 64, "fp32")
     filled(tmp_path)
-    assert early.missing(SAMPLES).all()
+    assert early.missing(as_samples(SAMPLES)).all()
     early.refresh()
-    assert not early.missing(SAMPLES).any()
+    assert not early.missing(as_samples(SAMPLES)).any()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip a value", "flip a key", "empty", "text"])
@@ -84,7 +85,7 @@ def test_damaged_shard_is_an_error_that_names_it(tmp_path, damage):
     if damage == "truncate":
         content = content[:-3]
     elif damage.startswith("flip"):
-        content[-3 if damage == "flip a value" else content.index(entry_key(SAMPLES[0]))] ^= 1
+        content[-3 if damage == "flip a value" else content.index(sequence_key(SAMPLES[0]))] ^= 1
     else:
         content = bytearray(b"" if damage == "empty" else b"not a shard")
     with open(path, "wb") as file:
@@ -97,7 +98,7 @@ def test_unfinished_shard_is_ignored(tmp_path):
     filled(tmp_path)
     (path,) = shards(tmp_path)
     os.rename(path, path + ".unfinished")
-    assert PriorCache(str(tmp_path), "a" * 64, "fp32").missing(SAMPLES).all()
+    assert PriorCache(str(tmp_path), "a" * 64, "fp32").missing(as_samples(SAMPLES)).all()
 
 
 def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -133,7 +134,7 @@ def test_values_that_are_not_finite_are_not_stored(tmp_path, value):
     values[1][2] = value
     with pytest.raises(UserError, match="^sample 1: .* response token 3 "):
         cache.add(SAMPLES, values)
-    assert shards(tmp_path) == [] and cache.missing(SAMPLES).all()
+    assert shards(tmp_path) == [] and cache.missing(as_samples(SAMPLES)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -162,9 +163,10 @@ def test_shards_overlap_and_keys_may_end_in_zeros(tmp_path, monkeypatch):
     """Sorted fixed-width keys: a trailing zero byte is part of a key, and the same entry may be in two shards."""
     keys = iter([b"\0" * 16, b"a" + b"\0" * 15, b"a" * 15 + b"\0", b"a" * 16])
     of = {sample.where: next(keys) for sample in SAMPLES}
-    monkeypatch.setattr("pipa_openrlhf.prior.cache.entry_key", lambda sample: of[sample.where])
+    for module in ("prior.cache", "data.samples"):
+        monkeypatch.setattr(f"pipa_openrlhf.{module}.sequence_key", lambda sample: of[sample.where])
     cache = filled(tmp_path, SAMPLES[:1])
-    assert cache.missing(SAMPLES).tolist() == [False, True, True, True]
+    assert cache.missing(as_samples(SAMPLES)).tolist() == [False, True, True, True]
     cache.add(SAMPLES[::-1], values_of(SAMPLES[::-1]))
     again = PriorCache(str(tmp_path), "a" * 64, "fp32")
     for sample, values in zip(SAMPLES, values_of(SAMPLES)):

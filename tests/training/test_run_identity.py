@@ -154,6 +154,8 @@ FREE = {
     "train.full_determinism_enable": None,
     "data.dataloader_num_workers": 1,
     "data.allow_empty_prompt": True,
+    "data.num_proc": 2,
+    "data.cache_dir": "{root}/other_data_cache",
     "data.on_error": "skip",
     "data.max_error_share": 0.5,
     "model.gradient_checkpointing_enable": True,

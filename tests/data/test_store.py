@@ -1,0 +1,422 @@
+"""Prepared data: the same whoever prepares them, found again, prepared anew when anything they follow from changes."""
+
+import copy
+import json
+import os
+import pickle
+import resource
+import threading
+import time
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipa_openrlhf.config import TrainConfig
+from pipa_openrlhf.data import prepare, sources, workers
+from pipa_openrlhf.data.bad_rows import kind_of
+from pipa_openrlhf.data.chat import fix_template_date
+from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.data.samples import Gathered, Joined, as_samples
+from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.training_set import TrainingSet
+from pipa_openrlhf.errors import UserError
+
+ROWS = [
+    {
+        "prompt": f"what is {n % 9}\n",
+        "completions": ["the cat"] * (n % 3 + 1) + ["sat " * (n % 5)] * (n % 5 > 0),
+        "labels": [1] * (n % 3 + 1) + [n % 2] * (n % 5 > 0),
+    }
+    for n in range(40)
+]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Forty rows are many: they are kept, and read by several processes."""
+    monkeypatch.setattr(prepare, "FEW_ROWS", 5)
+    monkeypatch.setattr(prepare, "ROWS_OF_ONE_PROCESS", 20)
+    monkeypatch.setattr(prepare, "_CHUNK", 7)
+
+
+@pytest.fixture
+def load(make_args, tokenizers, tmp_path, log_lines):
+    def load(path, tokenizer=None, seed=42, probs=None, cache="cache", **flags):
+        log_lines.clear()
+        defaults = {
+            "cache_dir": str(tmp_path / cache),
+            "max_len": 20,
+            "num_proc": 1,
+            "annotation": "step",
+            "prefixes": "false",
+        }
+        config = replace(make_args(**{**defaults, **flags}), train=TrainConfig(seed=seed))
+        return load_samples(config, tokenizer or tokenizers["bytes"], dataset=path, probs=probs)
+
+    load.lines = log_lines
+    return load
+
+
+def plain(sample: Sample) -> dict:
+    values = {one.name: getattr(sample, one.name) for one in fields(sample)}
+    return {
+        name: (value.dtype, value.tolist()) if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
+
+
+def everything(loaded) -> tuple:
+    return (
+        [plain(one) for one in loaded.samples],
+        loaded.dropped,
+        loaded.num_records,
+        loaded.label_sources,
+        loaded.bad_rows,
+    )
+
+
+def stores(tmp_path, cache="cache") -> list[Path]:
+    return sorted(path for path in (tmp_path / cache).glob("v*/*") if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize("probs", [None, "0.3,0.7"])
+@pytest.mark.parametrize("pairing", ["auto", "match"])
+def test_samples_do_not_depend_on_who_prepares_them(load, write_rows, tmp_path, monkeypatch, probs, pairing):
+    path = ",".join([write_rows(ROWS, "a.jsonl"), write_rows(ROWS[::-1][:25], "b.jsonl")])
+    options = {"probs": probs, "pairing": pairing}
+    found = {name: load(path, cache=name, num_proc=number, **options) for name, number in (("one", 1), ("two", 2))}
+    found["again"] = load(path, cache="two", num_proc=2, **options)
+    monkeypatch.setattr(prepare, "_CHUNK", 1000)
+    monkeypatch.setattr(prepare, "FEW_ROWS", 1000)
+    found["in memory"] = load(path, cache="none", **options)
+    assert not (tmp_path / "none").exists()
+    assert len(found["one"].samples) > 20 and found["one"].dropped
+    assert len({str(everything(loaded)) for loaded in found.values()}) == 1
+    assert len({TrainingSet(loaded.samples).fingerprint() for loaded in found.values()}) == 1
+
+
+def test_a_second_start_reads_nothing_again(load, write_rows, tmp_path, monkeypatch):
+    path = write_rows(ROWS)
+    first = load(path)
+    (store,) = stores(tmp_path)
+    before = {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in store.iterdir()}
+    read = counted_lines(monkeypatch)
+    monkeypatch.setattr(prepare, "SAMPLE_SIZE", 4)
+    monkeypatch.setattr(prepare, "_read", lambda *_: pytest.fail("prepared again"))
+    assert everything(load(path)) == everything(first)
+    assert max(read) == 6  # whether there are more than a few, and how they are laid out
+    assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in store.iterdir()} == before
+
+
+def counted_lines(monkeypatch) -> list[int]:
+    """Numbers of the lines that are read from now on."""
+    read: list[int] = []
+    real = sources.read_json_texts
+
+    def reading(*file):
+        for line, text in real(*file):
+            read.append(line)
+            yield line, text
+
+    monkeypatch.setattr(sources, "read_json_texts", reading)
+    return read
+
+
+def other_vocabulary(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["cat"])
+    return other
+
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+CHAT = {"apply_chat_template": True, "tokenizer_chat_template": TEMPLATE}
+# What is prepared anew: flags of the first start, and of the second.
+CHANGES = {
+    "max_len": ({}, {"max_len": 25}),
+    "annotation": ({}, {"annotation": "answer"}),
+    "separator": ({}, {"step_separator": " "}),
+    "input template": ({}, {"input_template": "Q: {}"}),
+    "chat template": (CHAT, {**CHAT, "tokenizer_chat_template": TEMPLATE.replace("<", "[")}),
+    "number of rows": ({}, {"max_samples": 30}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_flag_is_prepared_anew(load, write_rows, chat, tmp_path, what):
+    path = write_rows(ROWS)
+    before, after = CHANGES[what]
+    first = load(path, chat, max_len=before.pop("max_len", 60), **before)
+    second = load(path, chat, **{"max_len": 60, **after})
+    assert len(stores(tmp_path)) == 2
+    assert everything(first) != everything(second)
+
+
+def test_other_content_code_or_tokenizer_is_prepared_anew(load, write_rows, tokenizers, tmp_path, monkeypatch):
+    path = write_rows(ROWS)
+    load(path)
+    write_rows([{**ROWS[0], "prompt": "two"}, *ROWS[1:]])
+    assert load(path).samples[0].problem_id == "two"
+    assert len(stores(tmp_path)) == 2
+    load(path, other_vocabulary(tokenizers["bytes"]))
+    assert len(stores(tmp_path)) == 3
+    monkeypatch.setattr(prepare, "_code_id", lambda: "other")
+    load(path)
+    assert len(stores(tmp_path)) == 4
+
+
+def test_what_changes_nothing_is_found_again(load, write_rows, tmp_path):
+    path = write_rows(ROWS)
+    for flags in ({}, {"on_error": "skip"}, {"num_proc": 2}, {"pairing": "match"}, {"dataloader_num_workers": 1}):
+        load(path, seed=len(flags), **flags)
+    assert len(stores(tmp_path)) == 1
+
+
+def test_the_day_a_template_writes_counts_and_its_minute_does_not(chat):
+    ids = []
+    for time_of_run in ("2026-01-02T03:04:05", "2026-01-02T13:14:15", "2026-01-03T03:04:05"):
+        tokenizer = copy.deepcopy(chat)
+        tokenizer.chat_template = (
+            TEMPLATE + "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+        )
+        fix_template_date(tokenizer, time_of_run)
+        ids.append(prepare.tokenizer_id(tokenizer, uses_template=True))
+    assert ids[0] == ids[1] != ids[2]
+    tokenizer.chat_template = TEMPLATE + "{% set now = strftime_now %}{{ now('%d') }}"
+    fix_template_date(tokenizer, datetime.now().isoformat())
+    assert prepare.tokenizer_id(tokenizer, True) != prepare.tokenizer_id(chat, True)
+
+
+BAD = [
+    {**ROWS[1], "labels": [1]},
+    {**ROWS[1], "labels": ["odd", 1, 1]},
+    {**ROWS[1], "prompt": None},
+    {"completions": ["a"]},
+]
+
+
+def with_bad_rows(write_rows) -> str:
+    path = write_rows([*ROWS[:30], *BAD, *ROWS[30:]])
+    with open(path, "ab") as file:
+        file.write(b'{"prompt": \n{"prompt": "\xff"}\n[1]\n')
+    return path
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("kept", [True, False])
+def test_bad_rows_end_the_run_or_are_skipped(load, write_rows, tmp_path, monkeypatch, number, kept):
+    if not kept:
+        monkeypatch.setattr(prepare, "FEW_ROWS", 1000)
+    path = with_bad_rows(write_rows)
+    with pytest.raises(UserError, match=f"{path} line 31: 1 'labels' for 3 steps; give one label a step"):
+        load(path, num_proc=number)
+    assert stores(tmp_path) == []
+    skip = {"on_error": "skip", "max_error_share": 0.2, "num_proc": number}
+    for _ in range(2):  # the second finds what the first prepared
+        loaded = load(path, **skip)
+        places = [f"{path} line {n}" for n in (31, 32, 33, 34, 45, 46, 47)]
+        assert [where for where, _ in loaded.bad_rows] == places
+        assert f"{path}: skipped 1 of 47 rows: N 'labels' for N steps; give one label a step" in load.lines
+    good = load(write_rows(ROWS, "good.jsonl"), cache="other")
+    assert [one.input_ids.tolist() for one in loaded.samples] == [one.input_ids.tolist() for one in good.samples]
+    with pytest.raises(UserError, match="line 31: 1 'labels' for 3 steps"):
+        load(path)  # what was prepared with skip does not hide it
+    with pytest.raises(UserError) as error:
+        load(path, **{**skip, "max_error_share": 0.1})
+    assert "\n" not in str(error.value) and "bad, more than --data.max_error_share 0.1" in str(error.value)
+
+
+KINDS = {
+    "'labels[3]' is 'x3'; a label is true/false or 1/0": "'labels[N]' is ...; a label is true/false or 1/0",
+    "not valid JSON (Expecting value, column 7); write one": "not valid JSON; write one",
+    "'prompt' is null; give it a value": "'prompt' is null; give it a value",
+    "2 'labels' for 14 steps; give one": "N 'labels' for N steps; give one",
+}
+
+
+def test_kinds_of_bad_rows_leave_out_what_is_of_one_row():
+    assert {kind_of("a line 1", f"a line 1: {problem}") for problem in KINDS} == set(KINDS.values())
+
+
+def test_only_the_wanted_rows_are_read(load, write_rows, monkeypatch):
+    path = write_rows(ROWS * 50)
+    read = counted_lines(monkeypatch)
+    for wanted in (3, 10):
+        read.clear()
+        assert load(path, max_samples=wanted).num_records == wanted
+        assert max(read) == wanted
+
+
+def test_columns_are_mapped_and_handed_over_by_name(load, write_rows):
+    samples = load(write_rows(ROWS)).samples
+    for name in ("input_ids", "length", "where"):
+        array = samples.column(name)
+        while array.base is not None and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap)
+    assert not samples[0].input_ids.flags.writeable
+    copied = pickle.dumps(samples[np.arange(3)])
+    assert len(copied) < 2000
+    assert [plain(one) for one in pickle.loads(copied)] == [plain(one) for one in samples[:3]]
+
+
+DAMAGE = {
+    "shorter": lambda store: os.truncate(store / "labels", 10),
+    "missing": lambda store: os.remove(store / "mask"),
+    "other bytes": lambda store: (store / "input_ids").write_bytes(b"\1" * (store / "input_ids").stat().st_size),
+    "half a list": lambda store: (store / "about.json").write_text("{"),
+    "no list": lambda store: os.remove(store / "about.json"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_damaged_is_prepared_again(load, write_rows, tmp_path, what):
+    path = write_rows(ROWS)
+    expected = everything(load(path))
+    (store,) = stores(tmp_path)
+    DAMAGE[what](store)
+    assert everything(load(path)) == expected
+    assert any(f"{store} is damaged (" in line for line in load.lines)
+    load(path)
+    assert not any(" is damaged (" in line for line in load.lines)
+
+
+def test_what_was_left_unfinished_goes(load, write_rows, tmp_path):
+    path = write_rows(ROWS)
+    load(path)
+    (store,) = stores(tmp_path)
+    left = store.with_name(f"{store.name}.unfinished-1")
+    store.rename(left)
+    load(path)
+    assert stores(tmp_path) == [store]
+
+
+def test_a_folder_that_cannot_be_written_to(load, write_rows, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(
+        UserError, match=r"--data\.cache_dir: prepared data cannot be written to .*give another folder"
+    ):
+        load(write_rows(ROWS))
+
+
+def test_a_full_disk_leaves_nothing(load, write_rows, tmp_path):
+    path = write_rows(ROWS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written to .*File too large.*make room"):
+            load(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stores(tmp_path) == []
+    load(path)
+    assert len(stores(tmp_path)) == 1
+
+
+def test_an_interrupt_ends_workers_and_leaves_nothing(load, write_rows, tmp_path, monkeypatch):
+    started = []
+    real = workers.subprocess.Popen
+
+    def start(*words, **options):
+        started.append(real(*words, **options))
+        return started[-1]
+
+    def interrupted(self, packed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setattr(Gathered, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(write_rows(ROWS), num_proc=2)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+    assert stores(tmp_path) == []
+
+
+def test_a_worker_that_dies_is_said(load, write_rows, monkeypatch):
+    real = workers._send
+    sent = []
+
+    def send(process, message):
+        sent.append(message)
+        if len(sent) == 3:
+            process.kill()
+        real(process, message)
+
+    monkeypatch.setattr(workers, "_send", send)
+    with pytest.raises(RuntimeError, match="a process that prepares data ended"):
+        load(write_rows(ROWS), num_proc=2)
+
+
+def test_a_tokenizer_that_cannot_be_pickled_is_used_here(load, write_rows, tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["bytes"])
+    path = write_rows(ROWS)
+    expected = everything(load(path, cache="other"))
+    tokenizer.note = lambda: None
+    assert everything(load(path, tokenizer, num_proc=2)) == expected
+    assert any(line.startswith("--data.num_proc: one process prepares the data") for line in load.lines)
+
+
+def test_of_two_at_once_one_prepares(load, write_rows, monkeypatch):
+    path = write_rows(ROWS)
+    calls, results = [], []
+    real = prepare._read
+
+    def slow(*arguments):
+        calls.append(1)
+        time.sleep(0.5)
+        return real(*arguments)
+
+    monkeypatch.setattr(prepare, "_read", slow)
+    threads = [threading.Thread(target=lambda: results.append(load(path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len({str(everything(one)) for one in results}) == 1 and len(results) == 3
+
+
+def test_data_that_change_meanwhile_are_refused(load, write_rows, tmp_path, monkeypatch):
+    path = write_rows(ROWS)
+    real = prepare._read
+
+    def read(*arguments):
+        about = real(*arguments)
+        write_rows(ROWS[:-1])
+        return about
+
+    monkeypatch.setattr(prepare, "_read", read)
+    with pytest.raises(UserError, match="the data changed while they were read"):
+        load(path)
+    assert stores(tmp_path) == []
+
+
+def test_a_table_is_kept_too(load, tmp_path):
+    import datasets
+
+    path = str(tmp_path / "data.parquet")
+    datasets.Dataset.from_list([{**row, "extra": None} for row in ROWS]).to_parquet(path)
+    first = load(path, num_proc=2)
+    assert first.samples[0].where == f"{path} row 1" and len(stores(tmp_path)) == 1
+    assert everything(load(path)) == everything(first) and len(stores(tmp_path)) == 1
+
+
+def test_columns_give_samples_back():
+    one = np.ones(2, dtype=np.int8)
+    samples = [
+        Sample(np.arange(4, dtype=np.int32), 2, one, one, one.astype(np.int32), 1, "é\n", 3, "wo: ü line 1"),
+        Sample(np.arange(2, dtype=np.int32), 0, 0 * one, one, one.astype(np.int32), 0, "", None, ""),
+    ]
+    columns = as_samples(samples)
+    expected = [plain(sample) for sample in samples]
+    assert [plain(sample) for sample in columns] == expected
+    assert plain(columns[-1]) == expected[1]
+    assert [plain(sample) for sample in Joined([columns, columns[1:]])] == [*expected, expected[1]]
+    assert [plain(sample) for sample in columns[np.array([1, 0])][1:]] == expected[:1]
+    with pytest.raises(IndexError):
+        columns[2]
+    assert list(as_samples([])) == []
+    assert columns.column("right_tokens").tolist() == [2, 0] and columns.token_ids().tolist() == [0, 1, 2, 3]
+    json.dumps(columns[0].answer_label)  # plain numbers
