@@ -11,16 +11,14 @@ def user_cache_dir(name: str) -> str:
     return os.path.join(root, "pipa_openrlhf", name)
 
 
-def remembered(path: str, memory_path: str, compute: Callable[[], str], about: str = "") -> str:
-    """``compute()``, or what it gave before for the same file.
+def remembered(name: str, stamp: list, memory_path: str, compute: Callable[[], str]) -> str:
+    """``compute()``, or what it gave before for the same name and stamp.
 
     Args:
-        path: of the file, without symbolic links.
+        stamp: changes whenever the result may; a list of what JSON can hold.
         memory_path: JSON file that remembers.
-        about: what is computed, where it is more than one thing of a file.
     """
     memory_path = os.path.expanduser(memory_path)
-    name, stamp = path + about, file_stamp(path)
     known = _read(memory_path).get(name)
     if isinstance(known, list) and known[0] == stamp:
         return known[1]

@@ -80,6 +80,7 @@ class DataConfig(TemplateConfig):
         "fail", "what a row that cannot be read does: end the run, or be left out and listed", choices=("fail", "skip")
     )
     max_error_share: float = free(0.01, "most rows left out by --data.on_error skip, as a share", least=0, most=1)
+    streaming: bool = free(False, "take rows as they come, from the hub or files, and keep only prepared tokens")
     cache_dir: str = free(partial(user_cache_dir, "data"), "prepared data, shared by runs", is_written=True)
     num_proc: int = free(0, "processes that prepare large data; 0: one a core", least=0)
     dataloader_num_workers: int = free(0, "worker processes that collate batches", least=0)

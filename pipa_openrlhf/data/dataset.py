@@ -86,7 +86,7 @@ def load_samples(
     flags = _usable_templates(config.data, tokenizer)
     limit = flags.max_samples if max_samples is None else max_samples
     seed, name = config.train.seed, str(dataset)
-    sources = open_sources(dataset, split, limit, config.use_ms)
+    sources = open_sources(dataset, split, limit, config.use_ms, flags.streaming)
     if probs is not None:
         parse_probabilities(probs, len(sources))
     prepared = prepare(Request(name, sources, probs, seed, limit, flags, tokenizer))

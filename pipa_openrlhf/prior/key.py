@@ -20,7 +20,7 @@ from transformers.utils.hub import extract_commit_hash
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.model.loading import only_from_disk
-from pipa_openrlhf.remembered import remembered
+from pipa_openrlhf.remembered import file_stamp, remembered
 
 # Raised when this package computes other log-probs from the same weights and tokens than it did before.
 NUMERICS_VERSION = 1
@@ -114,7 +114,9 @@ def _weight_files(folder: str, names: tuple[str, ...]) -> list[str]:
 
 def _remembered_hash(file: str, memory_dir: str) -> str:
     real = os.path.realpath(file)
-    return remembered(real, os.path.join(memory_dir, "weight_hashes.json"), lambda: file_sha256(real))
+    return remembered(
+        real, file_stamp(real), os.path.join(memory_dir, "weight_hashes.json"), lambda: file_sha256(real)
+    )
 
 
 def _config_text(path: str, incidental: set[str]) -> bytes:

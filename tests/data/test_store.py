@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -109,6 +110,13 @@ def test_a_second_start_reads_nothing_again(load, write_rows, tmp_path, monkeypa
     assert everything(load(path)) == everything(first)
     assert max(read) == 6  # whether there are more than a few, and how they are laid out
     assert {file.name: (file.stat().st_mtime_ns, file.stat().st_ino) for file in store.iterdir()} == before
+
+
+def test_a_stream_is_prepared_as_a_table_is(load, tmp_path):
+    path = str(tmp_path / "data.parquet")
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+    assert everything(load(path, streaming=True, cache="stream")) == everything(load(path))
+    assert len(stores(tmp_path, "stream")) == 1
 
 
 def counted_lines(monkeypatch) -> list[int]:

@@ -155,6 +155,7 @@ FREE = {
     "data.dataloader_num_workers": 1,
     "data.allow_empty_prompt": True,
     "data.num_proc": 2,
+    "data.streaming": True,
     "data.cache_dir": "{root}/other_data_cache",
     "data.on_error": "skip",
     "data.max_error_share": 0.5,
