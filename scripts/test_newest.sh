@@ -29,8 +29,9 @@ python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != sys.ar
   || pip install -q "$torch" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 # Our own pins and OpenRLHF's are what is in question: neither package brings its requirements.
 DS_BUILD_OPS=0 pip install -q --upgrade --no-build-isolation "${newest[@]}" "$torch"
-sed -E 's/^(transformers|deepspeed)==.*/\1/' scripts/openrlhf_runtime.txt > .venv-newest/requirements.txt
-pip install -q -r .venv-newest/requirements.txt "${newest[@]}" matplotlib pyyaml pyarrow gguf pytest pytest-xdist hypothesis
+{ cat scripts/openrlhf_runtime.txt; sed -nE '/^dependencies = /,/^\]/s/^ +"(.*)",$/\1/p' pyproject.toml; } \
+  | sed -E 's/^(transformers|deepspeed)==.*/\1/' > .venv-newest/requirements.txt
+pip install -q -r .venv-newest/requirements.txt "${newest[@]}" pyarrow gguf pytest pytest-xdist hypothesis
 pip install -q --no-deps openrlhf==0.11.2
 
 echo "== versions"

@@ -6,8 +6,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from pipa_openrlhf.cli import entry
 from pipa_openrlhf.cli.flags import parse
+from pipa_openrlhf.training.callback import Callback
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -120,16 +122,20 @@ def run_module(module: str, *flags, ranks: int = 0, timeout: int = 300) -> subpr
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def run_in_process(module: str, *flags) -> int:
-    """Exit status of a module run in this process, with its error lines on stderr."""
+def run_in_process(module: str, *flags, **options) -> int:
+    """Exit status of a module run in this process, with its error lines on stderr.
+
+    Args:
+        options: of the module's main; the training modules' takes ``callbacks``.
+    """
     main = importlib.import_module(f"pipa_openrlhf.cli.{module}").main
-    return entry.run(main, module, list(map(str, flags)))
+    return entry.run(partial(main, **options), module, list(map(str, flags)))
 
 
-def train(module: str, *flags) -> list[dict]:
+def train(module: str, *flags, callbacks: Sequence[Callback] = ()) -> list[dict]:
     """Run a training module's own main in this process, as one rank, and return its metrics rows."""
     config = parse(module, list(map(str, flags)))
-    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(config)
+    importlib.import_module(f"pipa_openrlhf.cli.{module}").main(config, callbacks)
     return read_jsonl(os.path.join(config.ckpt.output_dir, "metrics.jsonl"))
 
 

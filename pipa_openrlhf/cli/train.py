@@ -4,17 +4,19 @@
 """
 
 import sys
+from collections.abc import Sequence
 
 from pipa_openrlhf.cli.entry import StopOnSignals, run
 from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.training.callback import Callback
 
 
-def main(config: RunConfig) -> None:
+def main(config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:
     """Check the flags before anything heavy is imported, then train."""
     config.check()
     from pipa_openrlhf.training.run import train
 
-    train(config, [StopOnSignals()])
+    train(config, [StopOnSignals(), *callbacks])
 
 
 def cli() -> int:

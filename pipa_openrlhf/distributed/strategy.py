@@ -102,6 +102,8 @@ class Strategy(DeepspeedStrategy):
         config["zero_optimization"]["reduce_bucket_size"] = min(self.num_trained, LARGEST_BUCKET)
         # At ZeRO-1 it would bring in another optimizer, see _accumulate_in_float32.
         config["data_types"]["grad_accum_dtype"] = self._gradient_dtype() if self.stage != 1 else None
+        if self.stage == 1 and self._gradient_dtype() == "fp32":
+            config["communication_data_type"] = "fp32"  # what was added up in float32 is not rounded before its sum
         return config
 
     def _gradient_dtype(self) -> str | None:
@@ -210,11 +212,20 @@ def _accumulate_in_float32(optimizer) -> None:
     """Make a ZeRO-1 or ZeRO-2 optimizer add up the gradients of micro-batches in float32.
 
     DeepSpeed 0.19.6 takes that setting and drops it at ZeRO-2, and at ZeRO-1 changes to another optimizer, which stops
-    at a gradient of zero and has no check for NaN; the code paths are there in this one.
+    at a gradient of zero and has no check for NaN; the code paths are there in this one, but at ZeRO-1 it sums a bf16
+    copy over the ranks and goes on with the gradients of its own rank.
     """
     optimizer.gradient_accumulation_dtype = torch.float32
     if not optimizer.partition_gradients:
         optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = True
+        optimizer.get_gradient_for_reduction = lambda parameter: parameter.grad_accum
+        optimizer.contiguous_gradients = False  # its buffers are bf16
+
+        def reduce_all(rank: int | None, gradients: list[torch.Tensor], dtype: torch.dtype, elements_per_buffer: int):
+            # Without the sorting by data types of before it, which knows no tensor of a CPU and drops it.
+            optimizer.allreduce_no_retain(gradients, dtype, numel_per_bucket=elements_per_buffer, rank=rank)
+
+        optimizer.buffered_reduce_fallback = reduce_all
         return
     as_reduced = optimizer.get_all_grad_tensors
 
@@ -230,6 +241,8 @@ def _leave_out_non_finite_updates(optimizer) -> None:
     if hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
     elif hasattr(optimizer, "_overflow_check_and_loss_scale_update") and optimizer.dtype != torch.float16:
+        if hasattr(optimizer, "_loss_scale_update_and_overflow_cleanup"):
+            return  # a ZeRO-3 optimizer of DeepSpeed 0.19.8, which skips an update with such a norm by itself
         update_scale = optimizer._overflow_check_and_loss_scale_update
 
         def check_first() -> bool:

@@ -23,9 +23,12 @@ the duration of that import by transformers' own padding helpers, and taken away
 flash-attn to be installed.
 """
 
+import collections
+import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import os
 import sys
@@ -109,9 +112,35 @@ _name_another_version()
 
 from openrlhf.datasets.utils import blending_datasets  # noqa: E402
 from openrlhf.models import Actor  # noqa: E402
-from openrlhf.models.actor import _patch_zero3_weight_mapping as patch_zero3_weight_mapping  # noqa: E402
+from openrlhf.models.actor import _patch_zero3_weight_mapping  # noqa: E402
 from openrlhf.models.utils import set_z3_leaf_modules  # noqa: E402
 from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
+from transformers.integrations import deepspeed as hf_deepspeed  # noqa: E402
+
+
+def patch_zero3_weight_mapping() -> None:
+    """Make transformers keep weights under ZeRO-3 that need no renaming, by OpenRLHF's patch.
+
+    That patch corrects one converted state dict. Newer versions of transformers convert it part by part instead.
+    """
+    convert = hf_deepspeed._apply_weight_conversions_to_state_dict
+    if not inspect.isgeneratorfunction(convert):
+        _patch_zero3_weight_mapping()
+        return
+
+    def as_one(*args):
+        return dict(collections.ChainMap(*convert(*args)))
+
+    hf_deepspeed._apply_weight_conversions_to_state_dict = as_one
+    _patch_zero3_weight_mapping()
+    patched = hf_deepspeed._apply_weight_conversions_to_state_dict
+
+    @functools.wraps(patched)  # with the mark that says so
+    def in_parts(*args):
+        return [patched(*args)]
+
+    hf_deepspeed._apply_weight_conversions_to_state_dict = in_parts
+
 
 __all__ = [
     "Actor",

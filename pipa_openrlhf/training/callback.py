@@ -1,4 +1,4 @@
-"""What may look into a run while it goes: benchmarks, notebooks, signals."""
+"""What may look into a run while it goes: benchmarks, notebooks, signals, tests that make something fail."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,22 @@ class Callback:
     def on_train_begin(self, trainer: "PreferenceTrainer") -> None:
         """Before the first step: the model, the prior's log-probs and the data are ready."""
 
+    def on_update_begin(self, trainer: "PreferenceTrainer") -> None:
+        """In every step, before its update: the gradients are complete, their loss is finite on all ranks, the weights
+        are still those of the step before. What is asked of :meth:`wants_stop` from here on is the next step's."""
+
     def on_step_end(self, trainer: "PreferenceTrainer", row: dict) -> None:
         """After an optimizer step, its evaluation and its checkpoint.
 
         Args:
             row: the step's metrics, as in ``metrics.jsonl``.
+        """
+
+    def on_export_begin(self, trainer: "PreferenceTrainer", folder: str) -> None:
+        """Before the model is written, during training (``--ckpt.save_hf``) and after it.
+
+        Args:
+            folder: where to; it need not be there yet.
         """
 
     def on_train_end(self, trainer: "PreferenceTrainer") -> None:

@@ -245,7 +245,7 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
     if is_safe and not os.path.isdir(checkpoint):
         trainer.save_checkpoint(rotate=False)
     try:
-        trainer.export(config.ckpt.output_dir)
+        trainer.export_to(config.ckpt.output_dir)
     except Exception as error:
         rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"
         if is_safe:

@@ -116,8 +116,7 @@ class PreferenceTrainer:
         )
         micro_batches = self._micro_batches(self.train_set, by_size=self.groups_by_length)
         try:
-            for callback in self.callbacks:
-                callback.on_train_begin(self)
+            self._tell("on_train_begin")
             for epoch in range(self.position.step // self.steps_per_epoch, self.config.train.max_epochs):
                 batches = global_batches(
                     self.train_set.num_units,
@@ -136,15 +135,17 @@ class PreferenceTrainer:
                     bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
                     bar.update()
                     self._save_if_due(stopping)
-                    for callback in self.callbacks:
-                        callback.on_step_end(self, row)
+                    self._tell("on_step_end", row)
         finally:
             bar.close()
             if metrics_log is not None:
                 metrics_log.close()
-            for callback in self.callbacks:
-                callback.on_train_end(self)
+            self._tell("on_train_end")
         return row
+
+    def _tell(self, hook: str, *words) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *words)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
@@ -203,6 +204,7 @@ class PreferenceTrainer:
         self._refuse_non_finite("loss", global_loss)
         if start_check is not None:
             start_check.report(self.strategy, global_loss, self.config.ds.param_dtype)
+        self._tell("on_update_begin")
         self.update_check.before_update()
         grad_norm = self._step_engine()
         self.update_check.after_update(grad_norm)
@@ -295,6 +297,11 @@ class PreferenceTrainer:
             max_gb=self.config.ckpt.max_mem if rotate else math.inf,
         )
 
+    def export_to(self, folder: str) -> None:
+        """Write the model to ``folder``; a collective call."""
+        self._tell("on_export_begin", folder)
+        self.export(folder)
+
     def _save_if_due(self, stopping: bool) -> None:
         step = self.position.step
         due = self._is_due(self.config.ckpt.save_steps, every_epoch=False)
@@ -303,7 +310,7 @@ class PreferenceTrainer:
         if can_save and ((due and not self.config.ckpt.disable_ds) or stopping):
             self.save_checkpoint()
         if due and self.config.ckpt.save_hf:
-            self.export(os.path.join(self.config.ckpt.folder, f"global_step{step}_hf"))
+            self.export_to(os.path.join(self.config.ckpt.folder, f"global_step{step}_hf"))
             if self.strategy.is_rank_0():
                 drop_old_exports(self.config)
         if stopping:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import run_in_process, run_module
 
-from pipa_openrlhf.training.trainer import PreferenceTrainer
+from pipa_openrlhf.training.callback import Callback
 
 # From the second step on, wrong tokens have the loss and the gradient that the two lines give them.
 OBJECTIVE = """
@@ -40,48 +40,61 @@ def planted(folder, loss="1.0", gradient="1.0", after=2) -> str:
     return str(path)
 
 
-@pytest.fixture
-def updates(monkeypatch):
-    """List that gets the trained weights after every update that was tried, failed ones included."""
-    seen = []
-    step_engine = PreferenceTrainer._step_engine
+class Weights(Callback):
+    """The trained weights after every step that ended and at the end of the run, and how many updates were begun."""
 
-    def recorded(self):
-        try:
-            return step_engine(self)
-        finally:
-            trained = (one for one in self.actor.model.module.parameters() if one.requires_grad)
-            # Under ZeRO-3 a parameter is empty between forward passes, and its part stands beside it.
-            seen.append([getattr(one, "ds_tensor", one).detach().clone() for one in trained])
+    def __init__(self):
+        self.after_steps: list[list[torch.Tensor]] = []
+        self.at_end: list[torch.Tensor] = []
+        self.updates = 0
 
-    monkeypatch.setattr(PreferenceTrainer, "_step_engine", recorded)
-    return seen
+    def on_update_begin(self, trainer) -> None:
+        self.updates += 1
+
+    def on_step_end(self, trainer, row) -> None:
+        self.after_steps.append(self._copy(trainer))
+
+    def on_train_end(self, trainer) -> None:
+        self.at_end = self._copy(trainer)
+
+    def _copy(self, trainer) -> list[torch.Tensor]:
+        trained = (one for one in trainer.actor.model.module.parameters() if one.requires_grad)
+        # Under ZeRO-3 a parameter is empty between forward passes, and its part stands beside it.
+        return [getattr(one, "ds_tensor", one).detach().clone() for one in trained]
+
+
+def assert_only_the_first_step_counts(weights: Weights) -> None:
+    [first], end = weights.after_steps, weights.at_end
+    assert sum(one.numel() for one in first) > 1000
+    assert all(torch.isfinite(one).all() for one in end)
+    assert all(torch.equal(one, other) for one, other in zip(first, end, strict=True))
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')"])
-def test_a_loss_that_is_no_number_changes_no_weight(small_run, tmp_path, updates, capsys, value):
-    module = planted(tmp_path, loss=value)
-    assert run_in_process("train_pipa", *small_run("out", **PLAIN, **{"pipa.objective_module": module})) == 1
+def test_a_loss_that_is_no_number_changes_no_weight(small_run, tmp_path, capsys, value):
+    weights = Weights()
+    words = small_run("out", **PLAIN, **{"pipa.objective_module": planted(tmp_path, loss=value)})
+    assert run_in_process("train_pipa", *words, callbacks=[weights]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert "loss of step 2" in line and "learning rate" in line and "--ckpt.load_enable" in line
-    assert len(updates) == 1, "the second update was not begun"
+    assert weights.updates == 1, "the second update was not begun"
+    assert_only_the_first_step_counts(weights)
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["global_step1"]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_no_number_changes_no_weight(small_run, tmp_path, updates, capsys, stage, dtype):
+def test_a_gradient_that_is_no_number_changes_no_weight(small_run, tmp_path, capsys, stage, dtype):
+    weights = Weights()
     module = planted(tmp_path, gradient="float('nan')")
     words = small_run(
         "out", **PLAIN, **{"pipa.objective_module": module, "ds.zero_stage": stage, "ds.param_dtype": dtype}
     )
-    assert run_in_process("train_pipa", *words) == 1
+    assert run_in_process("train_pipa", *words, callbacks=[weights]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert "gradient of step 2" in line
-    first, second = updates[0], updates[-1]
-    assert len(updates) == 2 and sum(one.numel() for one in first) > 1000
-    assert all(torch.isfinite(one).all() for one in second)
-    assert all(torch.equal(one, other) for one, other in zip(first, second))
+    assert weights.updates == 2
+    assert_only_the_first_step_counts(weights)
 
 
 def test_two_ranks_stop_together(small_run, tmp_path):

@@ -6,7 +6,8 @@ import types
 import pytest
 from tiny import read_jsonl, train
 
-import pipa_openrlhf.data.training_set as micro_batches_module
+from pipa_openrlhf.data import training_set
+from pipa_openrlhf.training.callback import Callback
 
 EVALUATED = {"ckpt.save_steps": None, "train.max_epochs": 1, "train.micro_batch_size": 1}
 
@@ -15,7 +16,7 @@ EVALUATED = {"ckpt.save_steps": None, "train.max_epochs": 1, "train.micro_batch_
 def test_every_micro_batch_is_made_once_and_let_go(small_run, monkeypatch, module, passes):
     """KTO's mismatched completions are a second pass, before the answers."""
     alive, most, made = [], [], []
-    collate = micro_batches_module.collate
+    collate = training_set.collate
 
     class Counted:
         """Stands in for a batch until it is moved to the device."""
@@ -32,23 +33,17 @@ def test_every_micro_batch_is_made_once_and_let_go(small_run, monkeypatch, modul
         def __del__(self):
             alive.pop()
 
-    from pipa_openrlhf.training.trainer import PreferenceTrainer
+    class Evaluated(Callback):
+        """Evaluates once by itself, with batches that are counted."""
 
-    evaluate = PreferenceTrainer.evaluate
+        def on_train_begin(self, trainer) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(training_set, "collate", lambda *args, **options: Counted(collate(*args, **options)))
+                assert trainer.evaluate()["loss"] > 0
 
-    def counted_evaluate(self):
-        monkeypatch.setattr(
-            micro_batches_module, "collate", lambda *args, **options: Counted(collate(*args, **options))
-        )
-        try:
-            return evaluate(self)
-        finally:
-            monkeypatch.setattr(micro_batches_module, "collate", collate)
-
-    monkeypatch.setattr(PreferenceTrainer, "evaluate", counted_evaluate)
     words = small_run("out", **EVALUATED, **({} if module == "train_pipa" else {"pipa.variant": None}))
     data = words[words.index("--data.dataset") + 1]
-    rows = train(module, *words, "--eval.dataset", data)
+    rows = train(module, *words, "--eval.dataset", data, callbacks=[Evaluated()])
     assert "eval/loss" in rows[-1]
     assert sum(made) == 10 * passes, "ten answers, each made once a pass"
     assert max(most) <= 2, "the one that is run, and the next one"

@@ -18,7 +18,7 @@ import pipa_openrlhf
 from pipa_openrlhf.config import CheckpointConfig, ModelConfig, RunConfig
 from pipa_openrlhf.model.loading import load_causal_lm
 from pipa_openrlhf.model.own_forward import whole_rows
-from pipa_openrlhf.training import run as run_file
+from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.export import drop_old_exports
 
 LORA = {"ds.lora.rank": 4}
@@ -26,25 +26,29 @@ PROMPT, ANSWER = [84, 10, 84, 30], [91, 20, 257]
 IDS = torch.tensor([PROMPT + ANSWER])
 
 
+class Exported(Callback):
+    """What the policy gives for ``IDS`` when it is exported, the last time if more than once."""
+
+    def __init__(self):
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def on_export_begin(self, trainer, folder) -> None:
+        policy = trainer.actor.model.module.eval()
+        with torch.no_grad():
+            output = policy(whole_rows(IDS))
+        first = len(PROMPT) - 1
+        self.seen = {"log_f": output.log_f[0, first:], "u": output.u[0, first:]}
+
+
 @pytest.fixture
-def trained(small_run, tmp_path, monkeypatch):
+def trained(small_run, tmp_path):
     """``trained(name, flags)`` -> a run's folder, its policy's log-probs and value logits, and its metrics."""
 
     def make(name: str, changes: dict):
-        seen = {}
-        real = run_file.export_model
-
-        def spy(folder, engine, **options):
-            policy = engine.module.eval()
-            with torch.no_grad():
-                output = policy(whole_rows(IDS))
-            first = len(PROMPT) - 1
-            seen.update(log_f=output.log_f[0, first:], u=output.u[0, first:])
-            real(folder, engine=engine, **options)
-
-        monkeypatch.setattr(run_file, "export_model", spy)
-        rows = train("train_pipa", *small_run(name, **{"ckpt.save_steps": None, **changes}))
-        return tmp_path / name, seen, rows
+        exported = Exported()
+        words = small_run(name, **{"ckpt.save_steps": None, **changes})
+        rows = train("train_pipa", *words, callbacks=[exported])
+        return tmp_path / name, exported.seen, rows
 
     return make
 

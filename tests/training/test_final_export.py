@@ -9,8 +9,7 @@ from tiny import read_jsonl, run_in_process, train
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.training import export
-from pipa_openrlhf.training import export as final_export
-from pipa_openrlhf.training import trainer as preference_trainer
+from pipa_openrlhf.training.callback import Callback
 
 GIGABYTE = 10**9
 NEVER = {"ckpt.save_steps": None}
@@ -18,6 +17,13 @@ NEVER = {"ckpt.save_steps": None}
 
 def no_space(*args):
     raise OSError(28, "No space left on device")
+
+
+class NothingLeftToTrain(Callback):
+    """Refuses every update."""
+
+    def on_update_begin(self, trainer) -> None:
+        raise AssertionError(f"a step was trained after {trainer.position}")
 
 
 def one_error(capsys) -> str:
@@ -50,7 +56,7 @@ def test_an_export_that_cannot_work_is_refused_before_training(small_run, tmp_pa
 )
 def test_a_disk_without_room_is_refused_before_training(small_run, capsys, monkeypatch, changes, needed):
     free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(final_export.shutil, "disk_usage", lambda folder: free)
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: free)
     assert run_in_process("train_pipa", *small_run("out", **NEVER, **changes)) == 1
     error = one_error(capsys)
     assert "GB free" in error and "--ckpt.output_dir" in error
@@ -69,11 +75,9 @@ def test_a_failed_export_goes_on_from_its_checkpoint(small_run, tmp_path, capsys
     error = one_error(capsys)
     assert "No space left on device" in error and "global_step6" in error and "--ckpt.load_enable" in error
 
-    def no_step(*args):
-        raise AssertionError("there is nothing left to train")
-
-    monkeypatch.setattr(preference_trainer.PreferenceTrainer, "_train_step", no_step)
-    rows = train("train_pipa", *small_run("out", **NEVER, **changes), "--ckpt.load_enable")
+    rows = train(
+        "train_pipa", *small_run("out", **NEVER, **changes), "--ckpt.load_enable", callbacks=[NothingLeftToTrain()]
+    )
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows == read_jsonl(tmp_path / "out/metrics.jsonl")
     assert not (tmp_path / "out" / "checkpoints").exists()
     name = "adapter_model.safetensors" if changes else "model.safetensors"

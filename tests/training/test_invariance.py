@@ -108,13 +108,21 @@ def test_clipping_and_gradient_norm_are_of_the_whole_batch(one_run):
     assert_same(expected, one_run({**base, "ds.zero_stage": 2, **ONE_AT_A_TIME}))
 
 
-@pytest.mark.parametrize("stage, changes", [(0, {}), (2, LORA), (3, PACKED)])
+@pytest.mark.parametrize("stage, changes", [(0, {}), (1, {}), (2, LORA), (3, PACKED)])
 def test_two_ranks_equal_one(one_run, stage, changes):
     """Batches of 3, 3, 3 and 1 on two ranks: uneven shares, and at the end a rank with nothing to do."""
     base = {"ds.zero_stage": stage, "train.batch_size": 3, **changes}
     expected = one_run({**base, "ds.zero_stage": 0, "ds.packing_samples": None})
     assert len(expected[0]) == 4
     assert_same(expected, one_run(base, ranks=2))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_sum_gradients_in_bf16_too(one_run, stage):
+    """Each rank's own gradients would give a norm about 1.6 times as large."""
+    base = {"ds.zero_stage": stage, "ds.param_dtype": "bf16", **ONE_AT_A_TIME}
+    norms = [[row["grad_norm"] for row in one_run(base, ranks)[0]] for ranks in (0, 2)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
 def test_order_and_padding_within_a_batch_do_not_matter(one_run, tmp_path, small_run):

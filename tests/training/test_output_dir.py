@@ -7,6 +7,7 @@ import shutil
 import pytest
 from tiny import run_in_process, save_adapter, train
 
+from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.run_folder import MANIFEST
 
 LORA = {"ds.lora.rank": 2}
@@ -62,17 +63,17 @@ def test_overwrite_leaves_what_it_did_not_write(small_run, tmp_path):
     assert not set(mine) & set(manifest(tmp_path / "out")["files"])
 
 
-def test_a_run_that_was_killed_is_overwritten_too(small_run, tmp_path, monkeypatch):
-    from pipa_openrlhf.training import run as run_file
+class KilledAtExport(Callback):
+    """Dies with a part of the model written."""
 
-    def killed(folder, **_options):
+    def on_export_begin(self, trainer, folder) -> None:
         with open(os.path.join(folder, "model-00001-of-00002.safetensors"), "wb") as file:
             file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_file, "export_model", killed)
-    assert run_in_process("train_pipa", *small_run("out", **QUICK)) == 130
-    monkeypatch.undo()
+
+def test_a_run_that_was_killed_is_overwritten_too(small_run, tmp_path):
+    assert run_in_process("train_pipa", *small_run("out", **QUICK), callbacks=[KilledAtExport()]) == 130
     assert manifest(tmp_path / "out")["is_open"]
     (tmp_path / "out" / "notes.txt").write_text("mine")
     train("train_pipa", *small_run("out", **QUICK, **LORA), "--ckpt.overwrite")

@@ -13,6 +13,8 @@ from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
 
+from pipa_openrlhf.settings import updated
+from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.checkpoint import EngineState
 from pipa_openrlhf.training.run_folder import MANIFEST
 
@@ -285,30 +287,20 @@ def test_sft_and_evaluation_resume_too(small_run, tmp_path):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in whole], rel=1e-6)
 
 
-def test_muon_is_stopped_without_a_checkpoint(small_run, tmp_path, capsys, monkeypatch):
-    """Its momentum has no place in one: a signal ends the run in one clear line."""
-    from pipa_openrlhf.settings import updated
-    from pipa_openrlhf.training import trainer
+class AsIfWithMuon(Callback):
+    """Stopped after its first step; DeepSpeed would compile the optimizer itself for minutes."""
 
-    def not_to_be_called(*_args, **_options):
-        raise AssertionError("a checkpoint was tried")
+    def on_train_begin(self, trainer) -> None:
+        trainer.config = updated(trainer.config, {"optim": "muon"})
 
-    monkeypatch.setattr(trainer, "save_checkpoint", not_to_be_called)
-    write = trainer.MetricsLog.write
-
-    def stop_after_the_first_step(self, row):
-        write(self, row)
+    def on_step_end(self, trainer, row) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer.MetricsLog, "write", stop_after_the_first_step)
-    fit = trainer.PreferenceTrainer.fit
 
-    def fit_as_if_with_muon(self, *args):
-        self.config = updated(self.config, {"optim": "muon"})  # DeepSpeed would compile its own for minutes
-        return fit(self, *args)
-
-    monkeypatch.setattr(trainer.PreferenceTrainer, "fit", fit_as_if_with_muon)
-    assert run_in_process("train_pipa", *small_run("out", **{"ckpt.save_steps": None})) == 130
+def test_muon_is_stopped_without_a_checkpoint(small_run, tmp_path, capsys):
+    """Its momentum has no place in one: a signal ends the run in one clear line."""
+    words = small_run("out", **{"ckpt.save_steps": None})
+    assert run_in_process("train_pipa", *words, callbacks=[AsIfWithMuon()]) == 130
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stopped after step")]
     assert len(said) == 1 and "no checkpoint was written: --optim muon" in said[0]
     assert not (tmp_path / "out" / "checkpoints").exists()

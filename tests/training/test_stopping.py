@@ -1,11 +1,12 @@
 """Asked to stop, a run ends after the running step with a checkpoint, whoever asks and whenever."""
 
+import os
+import signal
 import threading
 
 import pytest
-from tiny import read_jsonl
+from tiny import read_jsonl, run_in_process
 
-from pipa_openrlhf.cli import train_sft
 from pipa_openrlhf.cli.entry import StopOnSignals
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -78,9 +79,6 @@ def test_training_runs_outside_the_main_thread(small_run, tmp_path):
 
 
 def test_signals_become_a_question():
-    import os
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     signals = StopOnSignals()
     signals.on_train_begin(None)
@@ -94,23 +92,16 @@ def test_signals_become_a_question():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_command_line_hands_its_signals_to_the_trainer(small_run, tmp_path, monkeypatch):
-    """A SIGTERM that arrives inside a step ends the run after it."""
-    import os
-    import signal
+class Terminated(Callback):
+    """Gets a SIGTERM inside its second step."""
 
-    from pipa_openrlhf.training.trainer import PreferenceTrainer
-
-    step_engine = PreferenceTrainer._step_engine
-    steps = []
-
-    def terminated(self):
-        steps.append(1)
-        if len(steps) == 2:
+    def on_update_begin(self, trainer) -> None:
+        if trainer.position.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_engine(self)
 
-    monkeypatch.setattr(PreferenceTrainer, "_step_engine", terminated)
-    with pytest.raises(KeyboardInterrupt):
-        train_sft.main(parse("train_sft", small_run("out", **SFT, **{"train.max_epochs": 4})))
+
+def test_the_command_line_hands_its_signals_to_the_trainer(small_run, tmp_path):
+    """A SIGTERM that arrives inside a step ends the run after it."""
+    words = small_run("out", **SFT, **{"train.max_epochs": 4})
+    assert run_in_process("train_sft", *words, callbacks=[Terminated()]) == 130
     assert checkpoints(tmp_path / "out") == ["global_step3"], "the sum of step 2 was over when the signal came"
