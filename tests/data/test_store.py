@@ -182,6 +182,29 @@ def test_what_changes_nothing_is_found_again(load, write_rows, tmp_path):
     assert len(stores(tmp_path)) == 1
 
 
+LAYOUT = """
+from pipa_openrlhf.data.record import Record
+
+def fits(row, flags):
+    return "completions" in row
+
+def read(row, where, index, flags):
+    return [Record(row["prompt"], row["completions"], None, {label}, str(index), where)]
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_layout_of_ones_own_counts_by_its_code(load, write_rows, tmp_path, number):
+    path = write_rows(ROWS)
+    right = []
+    for name, label in (("a", 1), ("b", 1), ("c", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(LAYOUT.format(label=label))
+        flags = {"layout_module": str(tmp_path / name / "mine.py"), "annotation": "answer", "num_proc": number}
+        right.append(int(load(path, **flags).samples.column("answer_label").sum()))
+    assert right == [36, 36, 0] and len(stores(tmp_path)) == 2
+
+
 def test_the_day_a_template_writes_counts_and_its_minute_does_not(chat):
     ids = []
     for time_of_run in ("2026-01-02T03:04:05", "2026-01-02T13:14:15", "2026-01-03T03:04:05"):
