@@ -1,5 +1,7 @@
-"""The mark `trains` and the filter of warnings, on functions and modules made here."""
+"""The mark `trains` and the filter of warnings, on functions and modules made here; what the mark `slow` asks for."""
 
+import ast
+import re
 import subprocess
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -8,7 +10,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import reaches_a_starter, trains
+from marks import ROOT, reaches_a_starter, trains
 from tiny import flags, make_model
 
 
@@ -80,6 +82,25 @@ def test_fixtures_count_as_well(request):
 
 def test_the_others_have_no_mark(request):
     assert not request.node.get_closest_marker("trains")
+
+
+SLOW = {
+    f"{path.relative_to(ROOT)}::{node.name}": node
+    for path in sorted((ROOT / "tests").rglob("test_*.py"))
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef) and "pytest.mark.slow" in map(ast.unparse, node.decorator_list)
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_test_states_its_seconds(name):
+    assert re.search(r"\b\d+ seconds\b", ast.get_docstring(SLOW[name]) or ""), name
+
+
+def test_the_mark_slow_stands_on_functions_alone():
+    """Elsewhere its seconds would not be asked for."""
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_marks.py")
+    assert len(SLOW) == text.count("mark.slow") > 0
 
 
 @pytest.mark.parametrize("category", [UserWarning, DeprecationWarning, FutureWarning])

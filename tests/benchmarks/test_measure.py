@@ -80,6 +80,7 @@ def test_a_result_names_its_commit_date_and_machine(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_no_step_takes_many_more_flops_than_it_must(tmp_path):
+    """Not measured on an idle machine; the program is stopped after 1200 seconds."""
     command = [sys.executable, str(ROOT / "benchmarks" / "limit.py"), "--output", str(tmp_path / "result.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -89,6 +90,7 @@ def test_no_step_takes_many_more_flops_than_it_must(tmp_path):
 
 @pytest.mark.slow
 def test_the_real_trainers_train_on_the_same_and_every_target_has_a_verdict(tmp_path):
+    """Not measured on an idle machine; the program is stopped after 1200 seconds."""
     result = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--quick", "--repeats", "1"]
     done = subprocess.run([*command, "--output", str(result)], capture_output=True, text=True, timeout=1200)

@@ -96,7 +96,7 @@ def finished_quickstart(tmp_path):
 
 @pytest.mark.slow
 def test_it_compares_every_objective_and_is_not_run_twice(run_script, finished_quickstart):
-    """About four minutes, nearly all of it starting 22 processes."""
+    """About 240 seconds, nearly all of it starting 22 processes."""
     work = finished_quickstart
     first = run_script("compare_objectives.sh", "--fast", "--work", work, "--lr", "1e-3")
     assert first.returncode == 0, first.stderr[-2000:]

@@ -17,6 +17,7 @@ def assert_value_model_learned(folder):
 
 @pytest.mark.slow
 def test_fast_form_ends_in_a_report_and_is_not_run_twice(run_script, fast_quickstart):
+    """Not measured on an idle machine; the script is stopped after 1800 seconds."""
     work, output = fast_quickstart
     page = (work / "report.html").read_text()
     for text in ("SFT", "PIPA-M (step)", "PIPA-N (answer)", "pipa_openrlhf.cli.train_pipa"):
