@@ -49,6 +49,12 @@ def test_pairs_stand_in_data_order_of_their_first_member(answers):
     assert firsts == sorted(firsts)
 
 
+def test_a_part_of_the_pairs_keeps_its_ids():
+    paired = match_pairs(made_of([("p", index % 2) for index in range(6)]), 0)
+    part = keep_labels(paired[2:], "all")
+    assert [one.pair_id for one in part] == [one.pair_id for one in paired][2:] == part.column("pair_id").tolist()
+
+
 def test_the_seed_changes_the_matches():
     samples = made_of([("p", index % 2) for index in range(20)])
     assert len({tuple(item.where for item in match_pairs(samples, seed)) for seed in range(5)}) == 5
