@@ -1,19 +1,21 @@
 """Processes that read chunks of rows.
 
-They are started as commands of their own, with a pipe to and from each. Neither is the process forked, whose threads
+They are started as commands of their own, with a connection to each. Neither is the process forked, whose threads
 of torch and tokenizers would not survive it, nor is its main module imported again, which need not be made for that.
-A worker ends when its pipe does, so that none is left behind, however the parent ends.
+A worker ends when its connection does, so that none is left behind, however the parent ends.
 """
 
 import os
-import pickle
 import queue
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 
 from pipa_openrlhf.data.reading import Reader, RowChunk, SampleChunk
@@ -26,6 +28,19 @@ class CannotStart(Exception):
     """There are no workers; the message says why."""
 
 
+@dataclass(frozen=True)
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+
+    def receive(self):
+        """What it replies; raised, if that is an error."""
+        reply = self.connection.recv()
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+
 class Workers:
     """A context within which ``count`` processes read.
 
@@ -35,30 +50,20 @@ class Workers:
 
     def __init__(self, reader: Reader, count: int):
         self._reader, self._count = reader, count
-        self._processes: list[subprocess.Popen] = []
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Workers":
         try:
-            work = pickle.dumps(self._reader)
+            work = ForkingPickler.dumps(self._reader)
         except Exception as error:  # of whatever the tokenizer holds
             raise CannotStart(first_line(error)) from error
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         try:
             for _ in range(self._count):
-                self._processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-c", "from pipa_openrlhf.data.workers import work; work()"],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        env={**os.environ, **quiet, **paths},
-                        start_new_session=True,  # a ctrl-C is the parent's, which ends them
-                    )
-                )
-            for process in self._processes:
-                _send(process, work)
-            for process in self._processes:
-                _receive(process)
+                self._workers.append(_start())
+            for worker in self._workers:
+                worker.connection.send_bytes(work)
+            for worker in self._workers:
+                worker.receive()
         except (OSError, EOFError, RuntimeError) as error:
             self._end()
             raise CannotStart(first_line(error)) from error
@@ -73,13 +78,10 @@ class Workers:
         self._end()
 
     def _end(self) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):  # what was still to be sent
-                    pipe.close()  # type: ignore[union-attr]
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
 
     def read(self, chunks: Iterator[RowChunk]) -> Iterator[SampleChunk]:
         """Results in the order of the chunks.
@@ -88,19 +90,20 @@ class Workers:
             UserError: as the reader does.
             RuntimeError: a worker failed.
         """
-        free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
-        for process in self._processes:
-            free.put(process)
+        free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
 
         def ask(chunk: RowChunk) -> SampleChunk:
-            process = free.get()
+            worker = free.get()
             try:
-                _send(process, pickle.dumps(chunk))
-                return _receive(process)
+                worker.connection.send(chunk)
+                return worker.receive()
             except (OSError, EOFError) as error:
-                raise RuntimeError(f"a process that prepares data ended with status {process.poll()}") from error
+                status = worker.process.wait()
+                raise RuntimeError(f"a process that prepares data ended with status {status}") from error
             finally:
-                free.put(process)
+                free.put(worker)
 
         pending: deque[Future[SampleChunk]] = deque()
         threads = ThreadPoolExecutor(self._count)
@@ -116,41 +119,44 @@ class Workers:
             threads.shutdown(cancel_futures=True)
 
 
-def _send(process: subprocess.Popen, message: bytes) -> None:
-    assert process.stdin is not None
-    process.stdin.write(message)
-    process.stdin.flush()
+def _start() -> _Worker:
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from pipa_openrlhf.data.workers import work; work({theirs.fileno()})"],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **quiet, **paths},
+            start_new_session=True,  # a ctrl-C is the parent's, which ends them
+        )
+    return _Worker(process, ours)
 
 
-def _receive(process: subprocess.Popen):
-    assert process.stdout is not None
-    reply = pickle.load(process.stdout)
-    if isinstance(reply, BaseException):
-        raise reply
-    return reply
+def work(handle: int) -> None:
+    """A worker: receives its reader, then chunks, until there are no more.
 
-
-def work() -> None:
-    """A worker: reads its reader, then chunks, until there are no more."""
-    given, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not mix with replies
-    reader = None
+    Args:
+        handle: file descriptor of its connection.
+    """
+    connection, reader = Connection(handle), None
     while True:
         reply: object = None
         try:
-            received = pickle.load(given)
+            received = connection.recv()
             if reader is None:
                 reader = received
             else:
                 reply = reader(received)
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         except UserError as error:
             reply = error
         except Exception as error:
             reply = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
         try:
-            pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
-            replies.flush()
-        except BrokenPipeError:
+            connection.send(reply)
+        except ConnectionError:
             return

@@ -182,6 +182,13 @@ def test_what_changes_nothing_is_found_again(load, write_rows, tmp_path):
     assert len(stores(tmp_path)) == 1
 
 
+def test_another_order_is_prepared_anew(load, write_rows, tmp_path):
+    path = ",".join([write_rows(ROWS, "a.jsonl"), write_rows(ROWS[::-1], "b.jsonl")])
+    options = [{"probs": "0.5,0.5", "seed": 1}, {"probs": "0.5,0.5", "seed": 2}, {"probs": "0.9,0.1", "seed": 2}, {}]
+    orders = [tuple(one.where for one in load(path, **given).samples) for given in options]
+    assert len(set(orders)) == len(stores(tmp_path)) == 4
+
+
 LAYOUT = """
 from pipa_openrlhf.data.record import Record
 
@@ -295,6 +302,7 @@ def test_columns_are_mapped_and_handed_over_by_name(load, write_rows):
 
 DAMAGE = {
     "shorter": lambda store: os.truncate(store / "labels", 10),
+    "a shorter text": lambda store: os.truncate(store / "where", 10),
     "missing": lambda store: os.remove(store / "mask"),
     "other bytes": lambda store: (store / "input_ids").write_bytes(b"\1" * (store / "input_ids").stat().st_size),
     "half a list": lambda store: (store / "about.json").write_text("{"),
@@ -366,16 +374,14 @@ def test_an_interrupt_ends_workers_and_leaves_nothing(load, write_rows, tmp_path
 
 
 def test_a_worker_that_dies_is_said(load, write_rows, monkeypatch):
-    real = workers._send
-    sent = []
+    real = workers.Workers.read
 
-    def send(process, message):
-        sent.append(message)
-        if len(sent) == 3:
-            process.kill()
-        real(process, message)
+    def read(self, chunks):
+        self._workers[0].process.kill()
+        self._workers[0].process.wait()
+        return real(self, chunks)
 
-    monkeypatch.setattr(workers, "_send", send)
+    monkeypatch.setattr(workers.Workers, "read", read)
     with pytest.raises(RuntimeError, match="a process that prepares data ended"):
         load(write_rows(ROWS), num_proc=2)
 
