@@ -99,6 +99,13 @@ def test_samples_do_not_depend_on_who_prepares_them(load, write_rows, tmp_path, 
     assert len({TrainingSet(loaded.samples).fingerprint() for loaded in found.values()}) == 1
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_pairs_are_told_apart_across_chunks(load, write_rows, number):
+    rows = [{"prompt": f"{n}?", "chosen": "the cat", "rejected": "the"} for n in range(40)]
+    pair_ids = load(write_rows(rows), annotation="answer", pairing="given", num_proc=number).samples.column("pair_id")
+    assert pair_ids.tolist() == [n // 2 for n in range(80)]
+
+
 def test_a_second_start_reads_nothing_again(load, write_rows, tmp_path, monkeypatch):
     path = write_rows(ROWS)
     first = load(path)
