@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 MIB = 2**20
+KINDS = (".md", ".py")
 TOKENS = (150, 430)  # of an answer; a prompt has three lines more
 
 
@@ -43,7 +44,8 @@ def make_tokenizer(folder: Path, lines: list[str]) -> PreTrainedTokenizerFast:
 
 def make_data(folder: Path, count: int) -> None:
     """``data.jsonl`` of ``count`` records of random lines of this repository, and ``tokenizer``."""
-    texts = (path.read_text() for kind in ("*.py", "*.md") for path in sorted(ROOT.glob(f"*/**/{kind}")))
+    folders = ("benchmarks", "docs", "pipa_openrlhf", "recipes", "tests")
+    texts = (path.read_text() for name in folders for path in sorted((ROOT / name).rglob("*")) if path.suffix in KINDS)
     lines = sorted({line.strip() for text in texts for line in text.splitlines() if 30 < len(line) < 120})
     tokenizer = make_tokenizer(folder / "tokenizer", lines)
     sizes = list(map(len, tokenizer(lines)["input_ids"]))
