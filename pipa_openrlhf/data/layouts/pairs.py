@@ -26,8 +26,7 @@ def pair_records(
 ) -> list[Record]:
     """The chosen and the rejected record of one row.
 
-    Without a prompt, and for whole conversations beside a text prompt, it is what both sides begin with: see
-    :func:`take_prompt`.
+    Without a prompt, and for whole conversations, it is what both sides begin with: see :func:`take_prompt`.
 
     Args:
         complete: False: the sides are the next step of an answer that goes on, so that no label of a whole answer is
@@ -38,8 +37,8 @@ def pair_records(
         if all(one.messages is None and one.steps[0].startswith(prompt) for one in (chosen, rejected)):
             remedy = "remove it from both, or leave out the column of the prompt"
             fields.refuse(where, f"{chosen.name!r} and {rejected.name!r} begin with the prompt", remedy)
-    if prompt is None or (isinstance(prompt, str) and whole and flags.apply_chat_template):
-        prompt, chosen, rejected = take_prompt(row, chosen, rejected, flags, where)
+    if prompt is None or (whole and flags.apply_chat_template):
+        prompt, chosen, rejected = take_prompt(row, prompt, chosen, rejected, flags, where)
     elif isinstance(prompt, str) and flags.apply_chat_template and is_dialogue(prompt, open_end=True):
         prompt = as_messages(prompt)
     return [

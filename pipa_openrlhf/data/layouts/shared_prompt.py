@@ -14,9 +14,13 @@ ONE_ANSWER = "let them part in the assistant's or remove the row"
 
 
 def take_prompt(
-    row: dict, chosen: Answer, rejected: Answer, flags: DataConfig, where: str
+    row: dict, given: str | list[dict] | None, chosen: Answer, rejected: Answer, flags: DataConfig, where: str
 ) -> tuple[str | list[dict] | None, Answer, Answer]:
-    """Prompt, with the row's system text, and answers, from texts or messages that hold both."""
+    """Prompt, with the row's system text, and answers, from texts or messages that hold both.
+
+    Args:
+        given: the row's own prompt, beside whole conversations. Text is in them and adds nothing.
+    """
     sides = (chosen, rejected)
     for one in sides:
         text = one.steps[-1].rstrip()
@@ -29,6 +33,8 @@ def take_prompt(
         chosen, rejected = (to_answer(as_messages(one.steps[0]), one.name, where) for one in sides)
     if flags.apply_chat_template and chosen.messages is not None and rejected.messages is not None:
         shared, chosen, rejected = _take_messages(chosen, chosen.messages, rejected, rejected.messages, where)
+        if isinstance(given, list):
+            return _overlapping(given, shared, where), chosen, rejected
         return add_system(row, shared, where), chosen, rejected
     if flags.apply_chat_template or not are_texts:
         return None, chosen, rejected
@@ -53,6 +59,21 @@ def _take_messages(
     if count < parted < min(len(better), len(worse)) and "user" in (better[parted]["role"], worse[parted]["role"]):
         fields.refuse(where, f"{chosen.name!r} and {rejected.name!r} part in a user's turn", ONE_ANSWER)
     return better[:count], replace(chosen, messages=better[count:]), replace(rejected, messages=worse[count:])
+
+
+def _overlapping(prompt: list[dict], shared: list[dict], where: str) -> list[dict]:
+    """A prompt, which may begin earlier or end earlier than the conversations do, with all that they share."""
+    head = prompt[:1] if prompt[0]["role"] == "system" != shared[0]["role"] else []
+    rest = prompt[len(head) :]
+    if not rest or rest in (shared[: len(rest)], shared[-len(rest) :]):
+        return head + shared
+    for count in range(min(len(rest), len(shared)), 0, -1):
+        if rest[-count:] == shared[:count]:
+            return prompt + shared[count:]
+    if rest[-1]["role"] != "assistant" or shared[0]["role"] != "user":
+        problem = "the conversations of the two sides do not go on from the prompt's"
+        fields.refuse(where, problem, "make their messages before the answer the same, or leave one of them out")
+    return prompt + shared
 
 
 def shared_messages(chosen: list[dict], rejected: list[dict]) -> int:

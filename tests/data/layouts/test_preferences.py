@@ -7,6 +7,7 @@ from pipa_openrlhf.data.tokenise import tokenise
 from pipa_openrlhf.errors import UserError
 
 USER = {"role": "user", "content": "Q"}
+SYSTEM = {"role": "system", "content": "S"}
 
 
 def assistant(text: str) -> dict:
@@ -256,16 +257,35 @@ def test_texts_that_a_chat_template_wrote(read, read_records, prompt):
         read({**texts, "rejected": prompt})
 
 
+@pytest.mark.parametrize(
+    "prompt, before",
+    [
+        ([USER], []),
+        ([TURNS[2]], []),
+        ([SYSTEM], [SYSTEM]),
+        ([SYSTEM, USER], [SYSTEM]),
+        ([USER, assistant("A"), USER], [USER, assistant("A")]),
+        ([USER, assistant("A")], [USER, assistant("A")]),
+    ],
+)
+def test_what_whole_conversations_share_is_the_prompt_beside_another(read, prompt, before):
+    shared = [USER, *TURNS[1:]]
+    row = {"prompt": prompt, "chosen": [*shared, assistant("2")], "rejected": [*shared, assistant("3")]}
+    assert read(row, **CHAT)[1] == ([*before, *shared], "2", "3")
+    other = [{"role": "user", "content": "other"}]
+    with pytest.raises(UserError, match="line 1: the conversations of the two sides do not go on from the prompt's"):
+        read({**row, "prompt": other}, **CHAT)
+
+
 def test_a_system_text_beside_whole_conversations(read):
     row = {"system": "S", "chosen": [USER, assistant("A")], "rejected": [USER, assistant("B")]}
-    system = {"role": "system", "content": "S"}
-    assert read(row, **CHAT)[1] == ([system, USER], "A", "B")
+    assert read(row, **CHAT)[1] == ([SYSTEM, USER], "A", "B")
     own = {"role": "system", "content": "own"}
     whole = {name: [own, *row[name]] for name in ("chosen", "rejected")}
     assert read({**row, **whole}, **CHAT)[1] == ([own, USER], "A", "B")
     texts = {"chosen": f"{HELLO} Well", "rejected": f"{HELLO} Go"}
     assert read({"system": "S", **texts})[1] == (f"S{HELLO}", " Well", " Go")
-    assert read({"system_prompt": "S", **texts}, **CHAT)[1] == ([system, TURNS[0]], "Well", "Go")
+    assert read({"system_prompt": "S", **texts}, **CHAT)[1] == ([SYSTEM, TURNS[0]], "Well", "Go")
     with pytest.raises(UserError, match="2 of 2 answers have an empty prompt"):
         read({"system": "S", "chosen": "A", "rejected": "B"})
 
