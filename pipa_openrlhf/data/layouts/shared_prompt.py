@@ -1,6 +1,7 @@
 """The prompt of pairs that have none beside them: what both sides begin with."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -97,16 +98,18 @@ def shared_text(chosen: str, rejected: str) -> tuple[int, Style | None]:
 
 
 def _common(first: Sequence, second: Sequence) -> int:
-    """How many items both begin with."""
-    both = enumerate(zip(first, second, strict=False))
-    return next((number for number, (one, other) in both if one != other), min(len(first), len(second)))
+    """How many items both begin with; halving compares long texts much faster than going from one to the next."""
+    shorter = range(1, min(len(first), len(second)) + 1)
+    return bisect_left(shorter, True, key=lambda count: first[:count] != second[:count])
 
 
 def _refuse_parting_in_others_turn(chosen: Answer, rejected: Answer, where: str) -> None:
     """Their answers would be to different questions, and the same before them right and wrong at once."""
     texts = (chosen.steps[0], rejected.steps[0])
     common = _common(*texts)
-    turns = (turn for text in texts for style in STYLES for turn in others_turns(text, style))
+    # Most texts have none of the marks: searching for the model's first is what makes this quick.
+    styles = [(text, style) for text in texts for style in STYLES if style.model.search(text)]
+    turns = (turn for text, style in styles for turn in others_turns(text, style))
     if any(turn.mark_end <= common < turn.end and not turn.is_open for turn in turns):
         fields.refuse(where, f"{chosen.name!r} and {rejected.name!r} part in a user's turn", ONE_ANSWER)
 

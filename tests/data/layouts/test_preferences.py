@@ -215,6 +215,14 @@ def test_sides_that_part_in_a_turn_of_the_human(read, flags):
         read({"chosen": text.format("1+1?"), "rejected": text.format("2+0?")}, **flags)
 
 
+def test_marks_that_begin_no_dialogue(read, read_records):
+    # No turn of the model follows "### Input:", so that the text goes on as any other: to the last common space.
+    texts = {"chosen": "### Input: 1+1 is 2", "rejected": "### Input: 1+1 is 3"}
+    assert read(texts)[1] == ("### Input: 1+1 is", " 2", " 3")
+    row = {"chosen": f"{HELLO} Write ### Input: x", "rejected": f"{HELLO} Go!"}
+    assert all(one.masked_spans == () for one in read_records([row])[1])
+
+
 def test_first_turns_that_differ(read):
     rows = [f"\n\nHuman: {first}\n\nAssistant: Two" for first in ("1+1?", "2+0?")]
     with pytest.raises(UserError, match=PARTED):
