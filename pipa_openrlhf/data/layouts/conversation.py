@@ -12,11 +12,16 @@ from pipa_openrlhf.data.render import fill_template
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer column holds: step texts (one for plain text), or chat messages."""
+    """What an answer column holds: step texts (one for plain text), or chat messages.
+
+    Attributes:
+        masked: ``(step, start, end)`` of what others than the model say in the text.
+    """
 
     name: str
     steps: list[str]
     messages: list[dict] | None = None
+    masked: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

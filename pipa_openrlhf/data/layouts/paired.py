@@ -11,16 +11,23 @@ from pipa_openrlhf.errors import UserError
 COLUMNS = ("chosen", "rejected")
 READING = (
     "a better and a worse answer; without a prompt column the prompt is what both begin with. Also `chosen_response` "
-    "/ `rejected_response`, `preferred_output` / `non_preferred_output`, `messages` that end with the better answer "
-    "beside `rejected_response`"
+    "/ `rejected_response`, `preferred_output` / `non_preferred_output`, `response` / `rejected_response`, "
+    "`response_j` / `response_k`, `messages` that end with the better answer beside `rejected_response`"
 )
 EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
 
-SIDES = (COLUMNS, ("chosen_response", "rejected_response"), ("preferred_output", "non_preferred_output"))
+SIDES = (
+    COLUMNS,
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+    ("response", "rejected_response"),
+    ("response_j", "response_k"),
+)
 # The better answer is the last of the messages.
 REJECTED_ALONE = ("rejected_response", "rejected_messages")
-# What a column that says which side is better may be called.
-_COMPARES = ("prefer", "better", "winner", "choice", "label")
+# What a column that says which side is better may be called, or have in its name.
+_COMPARES = ("label", "labels")
+_COMPARES_IN = ("prefer", "better", "safer", "winner", "choice")
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
@@ -38,18 +45,27 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
     """
     names = (flags.chosen_key, flags.rejected_key)
     if names != COLUMNS and flags.format == "auto":
-        others = [name for name in rows[0] if name not in names and any(word in name.lower() for word in _COMPARES)]
-        if others:
+        compares = next((name for row in rows for name in row if _compares(row, name, flags)), None)
+        if compares:
             raise UserError(
-                f"{dataset}: {others[0]!r} may say which of {names[0]!r} and {names[1]!r} is better, row by row; "
+                f"{dataset}: {compares!r} may say which of {names[0]!r} and {names[1]!r} is better, row by row; "
                 "leave the key flags out if it does, or give --data.format paired"
             )
     return flags
 
 
+def _compares(row: dict, name: str, flags: DataConfig) -> bool:
+    """Whether a column may say which side is better: key flags would turn round the labels of some rows."""
+    if row[name] is None or name in (flags.chosen_key, flags.rejected_key, prompt_column(row, flags)):
+        return False
+    return name.lower() in _COMPARES or any(word in name.lower() for word in _COMPARES_IN)
+
+
 def _sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
     named = (flags.chosen_key, flags.rejected_key)
-    return next((two for two in (SIDES if named == COLUMNS else (named,)) if two[0] in row and two[1] in row), None)
+    present = [two for two in (SIDES if named == COLUMNS else (named,)) if two[0] in row and two[1] in row]
+    filled = (two for two in present if row[two[0]] is not None and row[two[1]] is not None)
+    return next(filled, present[0] if present else None)
 
 
 def _rejected_alone(row: dict, flags: DataConfig) -> str | None:

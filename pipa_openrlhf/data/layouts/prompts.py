@@ -60,9 +60,26 @@ def complete_prompt(row: dict, name: str, prompt: str | list[dict], flags: DataC
     return "\n\n".join([message["content"] for message in before] + [prompt])
 
 
+def add_system(row: dict, prompt: str | list[dict], where: str) -> str | list[dict]:
+    """The prompt that whole conversations begin with, which has its earlier turns, with the row's system text.
+
+    Nothing goes before an empty prompt: it would no longer be seen that there is none.
+    """
+    system = _system(row, where)
+    if not system or not prompt:
+        return prompt
+    if isinstance(prompt, str):
+        return "\n\n".join([system, prompt.removeprefix("\n\n")])
+    return prompt if prompt[0]["role"] == "system" else [{"role": "system", "content": system}, *prompt]
+
+
+def _system(row: dict, where: str) -> str:
+    return next((text for name in SYSTEM if (text := fields.optional_text(row, name, where))), "")
+
+
 def _turns_before(row: dict, where: str) -> list[dict]:
     """Messages of the system text and of ``history``, a list of [question, answer]."""
-    system = next((text for name in SYSTEM if (text := fields.optional_text(row, name, where))), "")
+    system = _system(row, where)
     before = [{"role": "system", "content": system}] if system else []
     turns = row.get("history")
     if turns and not isinstance(turns, list):

@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import paired
 from pipa_openrlhf.data.layouts.conversation import to_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import read_prompt
@@ -23,8 +24,8 @@ def _list(row: dict) -> tuple[str, str] | None:
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has a list of answers with ranks."""
-    return _list(row) is not None
+    """Whether the row has a list of answers with ranks, and no columns that name the better side themselves."""
+    return _list(row) is not None and not paired.fits(row, flags)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:

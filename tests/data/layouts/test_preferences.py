@@ -3,9 +3,11 @@
 import pytest
 
 from pipa_openrlhf.data.dataset import TIES, load_samples
+from pipa_openrlhf.data.tokenise import tokenise
 from pipa_openrlhf.errors import UserError
 
 USER = {"role": "user", "content": "Q"}
+SYSTEM = {"role": "system", "content": "S"}
 
 
 def assistant(text: str) -> dict:
@@ -93,6 +95,10 @@ def test_the_best_against_the_worst_of_a_ranking(read):
     "row, flags",
     [
         ({"instruction": "Q", "chosen_response": "A", "rejected_response": "B", "chosen_avg_rating": 1.0}, {}),
+        ({"question": "Q", "response": "A", "rejected_response": "B"}, {}),
+        ({"question": "Q", "response_k": "B", "response_j": "A"}, {}),
+        ({"prompt": "Q", "chosen": None, "rejected": None, "response_k": "B", "response_j": "A"}, {}),
+        ({"query": "Q", "response": "A", "rejected_response": "B", "history": []}, {}),
         ({"prompt": "Q", "chosen": "A", "rejected": "B", "score_chosen": 1.0, "score_rejected": 2.0}, {}),
         (
             {
@@ -133,8 +139,163 @@ def test_key_flags_do_not_overrule_a_column_that_compares(read):
     with pytest.raises(UserError, match="'Winner' may say which"):
         read({"prompt": "Q", "good_one": "A", "bad_one": "B", "Winner": "x"}, **keys)
     keys = {"chosen_key": "response1", "rejected_key": "response2"}
-    with pytest.raises(UserError, match="the rows may be paired or compared"):
+    with pytest.raises(UserError, match="'overall_preference' may say which of 'response1' and 'response2' is bet"):
         read({"prompt": "Q", "response1": "A", "response2": "B", "overall_preference": 2}, **keys)
+
+
+@pytest.mark.parametrize("index", ["better_response_id", "safer_response_id"])
+def test_key_flags_would_turn_some_rows_of_pku_round(read, index):
+    keys = {"chosen_key": "response_0", "rejected_key": "response_1"}
+    with pytest.raises(UserError, match=f"^data.jsonl: '{index}' may say which of 'response_0' and 'response_1' is"):
+        read({"prompt": "Q", "response_0": "A", "response_1": "B", index: 1}, **keys)
+
+
+def test_what_does_not_compare_beside_key_flags(read):
+    row = {"better_question": "Q", "good": "A", "bad": "B", "preference": None, "rejected_labels": [0]}
+    keys = {"chosen_key": "good", "rejected_key": "bad", "prompt_key": "better_question"}
+    assert read(row, **keys) == ("paired", ("Q", "A", "B"))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"response_1": "A", "response_2": "B", "preference_strength": 3},
+        {"answers": [{"answer": "B", "rank": 1}, {"answer": "A", "rank": 2}]},
+    ],
+)
+def test_columns_that_name_the_sides_go_before_a_comparison(read, beside):
+    assert read({"prompt": "Q", "chosen": "A", "rejected": "B", **beside}) == ("paired", ("Q", "A", "B"))
+
+
+HELLO = "\n\nHuman: Hi\n\nAssistant:"
+SUM = "\n\nHuman: 1+1?\n\nAssistant:"
+TURNS = [{"role": "user", "content": "Hi"}, assistant("Hello."), {"role": "user", "content": "1+1?"}]
+PARTED = "line 1: 'chosen' and 'rejected' part in a user's turn; let them part in the assistant's"
+CHAT = {"apply_chat_template": True}
+
+
+@pytest.mark.parametrize("answer", [" Go!", f" Hello.{SUM} No"])
+def test_what_the_human_says_after_sides_part_is_masked(read_records, answer):
+    row = {"chosen": f"{HELLO} Well.{SUM} Two{SUM} 2", "rejected": f"{HELLO}{answer}"}
+    _, (chosen, rejected) = read_records([row])
+    assert chosen.prompt == rejected.prompt == HELLO
+    # " Well." has 6 characters, " Two" 4, SUM 2 + 6 + 5 + 12 = 25: the human's turn with the mark that follows.
+    assert chosen.masked_spans == ((0, 6, 31), (0, 35, 60))
+    assert rejected.masked_spans == (((0, 7, 32),) if SUM in answer else ())
+
+
+@pytest.mark.parametrize("flags", [{}, CHAT])
+def test_no_token_of_the_human_is_labelled(read_records, tokenizers, chat, flags):
+    row = {"chosen": f"{HELLO} Well.{SUM} Two", "rejected": f"{HELLO} Go!"}
+    _, records = read_records([row], **flags)
+    tokenizer = chat if flags else tokenizers["bytes"]
+    samples, dropped = tokenise(records, tokenizer, max_len=999)
+    assert not dropped.counts
+    for sample, said in zip(samples, (" Well. Two", " Go!"), strict=True):
+        ids = sample.input_ids[sample.prompt_len :][sample.mask == 1]
+        labelled = tokenizer.decode(ids, skip_special_tokens=True)
+        assert "1+1" not in labelled and "Human" not in labelled
+        assert labelled.replace(" ", "").replace("\n", "") == said.replace(" ", "")
+
+
+def test_a_dialogue_as_text_becomes_messages(read):
+    row = {"chosen": f"{HELLO} Hello.{SUM} Two, yes.", "rejected": f"{HELLO} Hello.{SUM} Two, no."}
+    assert read(row) == ("paired", (f"{HELLO} Hello.{SUM}", " Two, yes.", " Two, no."))
+    assert read(row, **CHAT) == ("paired", (TURNS, "Two, yes.", "Two, no."))
+    answers = [{"answer": "3", "rank": 2}, {"answer": "2", "rank": 1}]
+    prompt = f"{HELLO} Hello.{SUM} "
+    assert read({"prompt": prompt, "answers": answers}) == ("ranked", (prompt, "2", "3"))
+    assert read({"prompt": prompt, "answers": answers}, **CHAT) == ("ranked", (TURNS, "2", "3"))
+
+
+@pytest.mark.parametrize("flags", [{}, CHAT])
+def test_sides_that_part_in_a_turn_of_the_human(read, flags):
+    text = HELLO + " Hello.\n\nHuman: {}\n\nAssistant: Two"
+    with pytest.raises(UserError, match=PARTED):
+        read({"chosen": text.format("1+1?"), "rejected": text.format("2+0?")}, **flags)
+
+
+def test_marks_that_begin_no_dialogue(read, read_records):
+    # No turn of the model follows "### Input:", so that the text goes on as any other: to the last common space.
+    texts = {"chosen": "### Input: 1+1 is 2", "rejected": "### Input: 1+1 is 3"}
+    assert read(texts)[1] == ("### Input: 1+1 is", " 2", " 3")
+    row = {"chosen": f"{HELLO} Write ### Input: x", "rejected": f"{HELLO} Go!"}
+    assert all(one.masked_spans == () for one in read_records([row])[1])
+
+
+def test_first_turns_that_differ(read):
+    rows = [f"\n\nHuman: {first}\n\nAssistant: Two" for first in ("1+1?", "2+0?")]
+    with pytest.raises(UserError, match=PARTED):
+        read({"chosen": rows[0], "rejected": rows[1]})
+
+
+@pytest.mark.parametrize("flags, problem", [({}, "ends with a user's turn"), (CHAT, "ends with a user message")])
+def test_a_dialogue_that_ends_with_the_human(read, flags, problem):
+    with pytest.raises(UserError, match=f"line 1: 'chosen' {problem}; end with the assistant's"):
+        read({"chosen": f"{HELLO} Well.\n\nHuman: bye", "rejected": f"{HELLO} Go!"}, **flags)
+
+
+def test_messages_that_part_in_a_turn_of_the_user(read):
+    again = [{"role": "user", "content": text} for text in ("more", "less")]
+    chosen, rejected = ([USER, assistant("A"), one, assistant("B")] for one in again)
+    with pytest.raises(UserError, match=PARTED):
+        read({"chosen": chosen, "rejected": rejected}, **CHAT)
+    # One that goes on where the other ends is a better or worse answer to the same.
+    assert read({"chosen": chosen, "rejected": chosen[:2]}, **CHAT)[1] == ([USER], "B", "A")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+        "<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
+        "<|user|>\nQ</s>\n<|assistant|>\n",
+        "<s>[INST] Q [/INST]",
+        "### Instruction:\nQ\n\n### Response:\n",
+    ],
+)
+def test_texts_that_a_chat_template_wrote(read, read_records, prompt):
+    texts = {"chosen": f"{prompt}It is 2", "rejected": f"{prompt}It is 3"}
+    assert read({**texts, "system": "S"}) == ("paired", (prompt, "It is 2", "It is 3"))
+    _, (chosen, _) = read_records([{**texts, "chosen": f"{prompt}Well {prompt}no"}])
+    ((_, start, end),) = chosen.masked_spans
+    assert (chosen.prompt, chosen.steps[0][:start].rstrip(), chosen.steps[0][end:]) == (prompt, "Well", "no")
+    with pytest.raises(UserError, match="'rejected' ends where its answer should begin"):
+        read({**texts, "rejected": prompt})
+
+
+@pytest.mark.parametrize(
+    "prompt, before",
+    [
+        ([USER], []),
+        ([TURNS[2]], []),
+        ([SYSTEM], [SYSTEM]),
+        ([SYSTEM, USER], [SYSTEM]),
+        ([USER, assistant("A"), USER], [USER, assistant("A")]),
+        ([USER, assistant("A")], [USER, assistant("A")]),
+    ],
+)
+def test_what_whole_conversations_share_is_the_prompt_beside_another(read, prompt, before):
+    shared = [USER, *TURNS[1:]]
+    row = {"prompt": prompt, "chosen": [*shared, assistant("2")], "rejected": [*shared, assistant("3")]}
+    assert read(row, **CHAT)[1] == ([*before, *shared], "2", "3")
+    other = [{"role": "user", "content": "other"}]
+    with pytest.raises(UserError, match="line 1: the conversations of the two sides do not go on from the prompt's"):
+        read({**row, "prompt": other}, **CHAT)
+
+
+def test_a_system_text_beside_whole_conversations(read):
+    row = {"system": "S", "chosen": [USER, assistant("A")], "rejected": [USER, assistant("B")]}
+    assert read(row, **CHAT)[1] == ([SYSTEM, USER], "A", "B")
+    own = {"role": "system", "content": "own"}
+    whole = {name: [own, *row[name]] for name in ("chosen", "rejected")}
+    assert read({**row, **whole}, **CHAT)[1] == ([own, USER], "A", "B")
+    texts = {"chosen": f"{HELLO} Well", "rejected": f"{HELLO} Go"}
+    assert read({"system": "S", **texts})[1] == (f"S{HELLO}", " Well", " Go")
+    assert read({"system_prompt": "S", **texts}, **CHAT)[1] == ([SYSTEM, TURNS[0]], "Well", "Go")
+    with pytest.raises(UserError, match="2 of 2 answers have an empty prompt"):
+        read({"system": "S", "chosen": "A", "rejected": "B"})
 
 
 SAMPLE_FILES = {
