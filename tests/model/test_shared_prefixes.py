@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipa_openrlhf.data.batch import SharedRow, collate
-from pipa_openrlhf.model import shared_prompts
+from pipa_openrlhf.model import shared_prefixes
 from pipa_openrlhf.model.policy import Policy, add_lora
 from pipa_openrlhf.model.value_head import ValueHead
 
@@ -49,8 +49,8 @@ def test_log_probs_values_and_gradients_are_those_of_separate_rows(name):
     results = []
     for batch in (separate, shared):
         policy = policy_of(make(name))
-        assert policy.can_share_prompts == (name not in CANNOT)
-        if not policy.can_share_prompts:
+        assert policy.can_share_prefixes == (name not in CANNOT)
+        if not policy.can_share_prefixes:
             return
         output = policy(batch)
         scalar_of(output).backward()
@@ -133,7 +133,7 @@ def test_other_attention_stops_rather_than_giving_a_wrong_result(monkeypatch):
 def test_eager_attention_cannot_share():
     model = make("llama")
     model.set_attn_implementation("eager")
-    assert not Policy(model).can_share_prompts
+    assert not Policy(model).can_share_prefixes
 
 
 def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
@@ -147,7 +147,7 @@ def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
     tokens = torch.arange(12.0).view(1, 1, 6, 2)
     sequence_index = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
     shared_row = SharedRow(sequence_index, torch.tensor([0, 1, 2, 3, 6, 7]), ((0, 2, 4),))
-    output, _ = shared_prompts.attend(
+    output, _ = shared_prefixes.attend(
         kernel,
         None,
         tokens,
