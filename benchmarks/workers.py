@@ -16,7 +16,7 @@ from peers import make_trl_trainer, run_openrlhf_dpo
 from turns import Gate
 
 # The trainer's own flags for data of equal lengths, and for data as it comes.
-PIPA_FLAGS: dict[str, list[str]] = {"equal": ["--train.share_prompts", "false"], "natural": []}
+PIPA_FLAGS: dict[str, list[str]] = {"equal": ["--train.share_prefixes", "false"], "natural": []}
 ARMS = ("pipa", "trl_kto", "trl_kto_precomputed", "trl_dpo", "trl_dpo_precomputed", "openrlhf_dpo")
 
 

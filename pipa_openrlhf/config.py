@@ -112,7 +112,12 @@ class TrainConfig(SeedConfig):
     fused_head: bool = free(
         True, "true|false: loss and gradient in one pass over the output head, for token-separable objectives"
     )
-    share_prompts: bool = free(True, "true|false: compute a prompt once for all its answers in a micro-batch")
+    share_prefixes: bool = free(
+        True,
+        "true|false: compute every token that sequences of a micro-batch have in common at their beginnings once; one "
+        "mask of LoRA dropout serves them all",
+        former="train.share_prompts",
+    )
 
 
 @dataclass(frozen=True)

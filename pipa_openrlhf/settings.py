@@ -35,6 +35,7 @@ class Spec:
         nargs: as argparse has it, for a list.
         parse: text of the command line to value; None: the field's type.
         flag: dotted name, where it is not the field's path.
+        former: dotted name that an earlier version had for it, which still works.
         negation: last part of a second flag that turns a switch off.
         is_path: names a local file or folder, or a hub name.
         is_written: a path that runs write to, so never a hub name.
@@ -50,6 +51,7 @@ class Spec:
     nargs: str | int | None = None
     parse: Callable[[str], Any] | None = None
     flag: str | None = None
+    former: str | None = None
     negation: str | None = None
     is_path: bool = False
     is_written: bool = False

@@ -122,7 +122,8 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
     if one.spec.choices:
         options["choices"] = list(one.spec.choices)
     kind = one.spec.parse or (_true_false if one.type is bool else one.type)
-    parser.add_argument(f"--{one.name}", type=kind, nargs=one.spec.nargs, **options)
+    names = [f"--{name}" for name in (one.spec.former, one.name) if name]
+    parser.add_argument(*names, type=kind, nargs=one.spec.nargs, **options)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -186,11 +187,13 @@ def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _words(path: str | None, in_file: dict[str, Any], shown: dict[str, Setting]) -> Iterator[str]:
     """The settings of a file as words of a command line."""
-    for name, value in in_file.items():
+    formerly = {one.spec.former: name for name, one in shown.items() if one.spec.former}
+    for written, value in in_file.items():
+        name = formerly.get(written, written)
         if name == OBJECTIVE or value is None:
             continue
         if name not in shown:
-            raise UserError(f"--config {path}: {name} is no setting of this command (see --help)")
+            raise UserError(f"--config {path}: {written} is no setting of this command (see --help)")
         one = shown[name]
         if one.is_switch and not isinstance(value, bool):
             raise UserError(f"--config {path}: {name} is true or false, got {value!r}")

@@ -1,34 +1,12 @@
-"""Samples to tensors: one micro-batch, padded, packed into one row, or in one row with shared prompts."""
+"""Samples to tensors: one micro-batch, padded, packed into one row, or in one row with shared prefixes."""
 
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 
+from pipa_openrlhf.data.shared_row import SharedRow, share_prefixes
 from pipa_openrlhf.data.tokenise import Sample
-
-
-@dataclass(frozen=True)
-class SharedRow:
-    """What the L tokens of a row stand for, in which prompts are shared: B sequences, the longest of W tokens.
-
-    Attributes:
-        sequence_index: [B, W] place in the row of every token of every sequence, 0 where padded.
-        row_index: [L] place in [B * W] where a token of the row occurs first.
-        repeats: per sequence whose prompt occurred before: begin and end of that prompt in the row, and the place in
-            [B * W] where its copy begins.
-    """
-
-    sequence_index: torch.Tensor
-    row_index: torch.Tensor
-    repeats: tuple[tuple[int, int, int], ...]
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
-        """The same on ``device``."""
-        sequence_index, row_index = (
-            one.to(device, non_blocking=non_blocking) for one in (self.sequence_index, self.row_index)
-        )
-        return SharedRow(sequence_index, row_index, self.repeats)
 
 
 @dataclass(frozen=True)
@@ -39,14 +17,15 @@ class Batch:
         input_ids, position_ids: [B, L] right-padded, or [1, L] in one row; each sequence's positions from 0, an
             answer's from its prompt's end.
         attention_mask: [B, L], or None for one row: transformers sees from the positions what a packed row holds.
-        hidden_index: [N] flat positions of the hidden states that predict the wanted response tokens.
-        targets: [N] ids of those tokens.
-        token_index: [N] their flat positions in [B * T].
+        hidden_index: [M] flat positions of the hidden states that predict the wanted response tokens.
+        targets: [M] ids of those tokens.
+        token_index: [N] flat positions in [B * T] of the wanted tokens.
+        score_index: [N] which of the M scores (log f, u) is a wanted token's, never falling; None: one each, N = M.
         labels, mask, step_ids: [B, T], c_t, m_t and the step that a token belongs to.
         log_p: [B, T] float32 log-probs under the prior; zeros where the objective has none.
         answer_label: [B].
         weight: [B] float32, multiplies an answer's loss; a pair's is that of its chosen side.
-        shared_row: what ``input_ids`` stand for where they share prompts.
+        shared_row: what ``input_ids`` stand for where sequences share their prefixes.
     """
 
     input_ids: torch.Tensor
@@ -61,10 +40,13 @@ class Batch:
     log_p: torch.Tensor
     answer_label: torch.Tensor
     weight: torch.Tensor
+    score_index: torch.Tensor | None = None
     shared_row: SharedRow | None = None
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """[N] values of the wanted tokens to [B, T], 0 at the others."""
+        """[M] scores to [B, T], where the wanted tokens are; 0 at the others."""
+        if self.score_index is not None:
+            values = values.index_select(0, self.score_index)
         zeros = values.new_zeros(self.labels.numel())
         return zeros.index_copy(0, self.token_index, values).view(self.labels.shape)
 
@@ -92,34 +74,34 @@ def collate(
         samples: B of them.
         log_p: per sample [T_i] prior log-probs, or None.
         layout: ``padded``: a row a sequence; ``packed``: all sequences in one row, told apart by their positions;
-            ``shared``: all in one row with each prompt once, laid out as separate sequences in attention alone.
+            ``shared``: all in one row with every common prefix once, laid out as separate sequences in attention
+            alone.
         every_response_token: ask the model for all response tokens (the prior pass) rather than the labelled ones.
         keep_last_token: run it through the model all the same, for the balancing loss of experts.
     """
     sequences = [sample.input_ids if keep_last_token else sample.input_ids[:-1] for sample in samples]
     if layout == "shared" and len(samples) > 1:
-        placed = _shared_layout(sequences, [sample.prompt_len for sample in samples], prompt_keys(samples))
+        placed = _shared_layout(sequences)
     elif layout == "packed":
         placed = _packed_layout(sequences)
     else:
         placed = _padded_layout(sequences, pad_token_id)
 
     longest = max(len(sample.labels) for sample in samples)
-    hidden_index, targets, token_index = [], [], []
-    for row, (sample, places) in enumerate(zip(samples, placed.places)):
-        wanted = _wanted_tokens(sample, every_response_token)
-        hidden_index.append(places[sample.prompt_len - 1 + wanted])
-        targets.append(sample.input_ids[sample.prompt_len + wanted])
-        token_index.append(row * longest + wanted)
+    hidden_index, targets, token_index = _wanted(samples, placed.places, longest, every_response_token)
+    score_index = None
+    if placed.shared_row is not None:
+        hidden_index, targets, token_index, score_index = _distinct_scores(hidden_index, targets, token_index)
 
     prior = [np.zeros(len(sample.labels), dtype=np.float32) for sample in samples] if log_p is None else log_p
     return Batch(
         input_ids=_tensor(placed.input_ids),
         position_ids=_tensor(placed.position_ids),
         attention_mask=None if placed.attention_mask is None else _tensor(placed.attention_mask),
-        hidden_index=_tensor(np.concatenate(hidden_index)),
-        targets=_tensor(np.concatenate(targets)),
-        token_index=_tensor(np.concatenate(token_index)),
+        hidden_index=_tensor(hidden_index),
+        targets=_tensor(targets),
+        token_index=_tensor(token_index),
+        score_index=None if score_index is None else _tensor(score_index),
         labels=_tensor(_pad([sample.labels for sample in samples], longest, 0)),
         mask=_tensor(_pad([sample.mask for sample in samples], longest, 0)),
         step_ids=_tensor(_pad([sample.step_ids for sample in samples], longest, 0)),
@@ -160,38 +142,48 @@ def _packed_layout(sequences: list[np.ndarray]) -> _Layout:
     )
 
 
-def _shared_layout(sequences: list[np.ndarray], prompt_lens: list[int], keys: list[bytes | int]) -> _Layout:
-    width = max(map(len, sequences))
-    prompts: dict[bytes | int, np.ndarray] = {}
-    row, positions, row_index, places, repeats = [], [], [], [], []
-    used = 0
-    for number, (ids, prompt_len, key) in enumerate(zip(sequences, prompt_lens, keys)):
-        # A prompt that has its place already is left out of the row here.
-        first = prompt_len if key in prompts else 0
-        offsets = np.arange(first, len(ids))
-        own = used + offsets - first
-        used += len(own)
-        prompt = prompts.setdefault(key, own[:prompt_len])
-        if first:
-            repeats.append((int(prompt[0]), int(prompt[0]) + prompt_len, number * width))
-        places.append(np.concatenate([prompt, own]) if first else own)
-        row.append(ids[first:])
-        positions.append(offsets)
-        row_index.append(number * width + offsets)
-    return _Layout(
-        input_ids=np.concatenate(row)[None],
-        position_ids=np.concatenate(positions)[None],
-        places=places,
-        shared_row=SharedRow(_tensor(_pad(places, width, 0)), _tensor(np.concatenate(row_index)), tuple(repeats)),
-    )
+def _shared_layout(sequences: list[np.ndarray]) -> _Layout:
+    places, shared_row = share_prefixes(sequences)
+    size = len(shared_row.row_index)
+    input_ids, position_ids = np.empty((1, size), dtype=np.int64), np.empty((1, size), dtype=np.int64)
+    for ids, held in zip(sequences, places):
+        input_ids[0, held] = ids
+        position_ids[0, held] = np.arange(len(ids))
+    return _Layout(input_ids, position_ids, places, shared_row=shared_row)
 
 
-def prompt_keys(samples: list[Sample]) -> list[bytes | int]:
-    """Per sample a key of its prompt's tokens, equal for equal prompts; of its own where there is no prompt."""
-    return [
-        sample.input_ids[: sample.prompt_len].tobytes() if sample.prompt_len else number
-        for number, sample in enumerate(samples)
-    ]
+def _wanted(
+    samples: list[Sample], places: list[np.ndarray], longest: int, every_response_token: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[N] each: ``hidden_index``, ``targets`` and ``token_index`` of the wanted tokens, sample after sample.
+
+    Args:
+        places: per sample, as in :class:`_Layout`.
+        longest: tokens of the longest response.
+    """
+    parts = []
+    for row, (sample, held) in enumerate(zip(samples, places)):
+        wanted = _wanted_tokens(sample, every_response_token)
+        first = sample.prompt_len
+        parts.append((held[first - 1 + wanted], sample.input_ids[first + wanted], row * longest + wanted))
+    hidden_index, targets, token_index = map(np.concatenate, zip(*parts))
+    return hidden_index, targets, token_index
+
+
+def _distinct_scores(
+    hidden_index: np.ndarray, targets: np.ndarray, token_index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Wanted tokens sorted by what predicts them, and by target: the four index arrays of a :class:`Batch`.
+
+    Args:
+        hidden_index, targets, token_index: [N].
+    """
+    order = np.lexsort((targets, hidden_index))
+    hidden_index, targets, token_index = hidden_index[order], targets[order], token_index[order]
+    is_new = np.ones(len(order), dtype=np.bool_)
+    is_new[1:] = (np.diff(hidden_index) != 0) | (np.diff(targets) != 0)
+    score_index = None if is_new.all() else np.cumsum(is_new) - 1
+    return hidden_index[is_new], targets[is_new], token_index, score_index
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -6,11 +6,15 @@ batch is cut into micro-batches.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, takewhile
 
 import numpy as np
 import torch
+
+from pipa_openrlhf.data.prefixes import Branches, PrefixTree
 
 # Most padding of a global batch, as a share of its tokens, where another cut can lower it.
 MOST_PADDING = 0.05
@@ -23,45 +27,96 @@ class UnitSizes:
     Attributes:
         lengths: [num_units] tokens of a unit, of the longer answer of a pair.
         prompts: [num_units] number of each unit's prompt.
-        prompt_lengths: [num_units] tokens that units of one prompt share.
         layout: ``padded``: every unit costs as much as the longest beside it; ``packed``: its own length; ``shared``:
-            its own length, and each prompt once.
+            the tokens that it adds to the prefix tree of those beside it.
+        sequences_of: indices of units -> the tokens of their sequences, one after another, as many a unit; asked for
+            in the shared layout only.
     """
 
     lengths: np.ndarray
     prompts: np.ndarray
-    prompt_lengths: np.ndarray
     layout: str
+    sequences_of: Callable[[np.ndarray], list[np.ndarray]] = list
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest unit."""
         return int(self.lengths.max())
 
-    def sort(self, units: np.ndarray) -> np.ndarray:
-        """Longest first, in their order where lengths are equal; where prompts are shared, units of one prompt side
-        by side, placed by their mean length."""
+    def line_up(self, units: np.ndarray) -> "Line":
+        """``units`` longest first, in their order where lengths are equal; where prefixes are shared, units of one
+        prompt side by side, in the order of a dictionary, placed by their mean length."""
         lengths = self.lengths[units]
         if self.layout != "shared":
-            return units[np.argsort(-lengths, kind="stable")]
+            order = np.argsort(-lengths, kind="stable")
+            return Line(units[order], lengths[order], self.layout)
+        tree = PrefixTree(self.sequences_of(units))
+        first_ranks = np.array(tree.ranks[:: max(len(tree.ranks) // len(units), 1)])
+        order = np.lexsort((first_ranks, *self._by_prompt(units)))
+        return Line(units[order], lengths[order], self.layout, tree, order)
+
+    def stretches(self, units: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """``units`` in parts of ``size``, in the order of :meth:`line_up` but within a prompt, of which no tokens are
+        asked for."""
+        order = np.lexsort((-self.lengths[units], *self._by_prompt(units)))
+        return (units[order[start : start + size]] for start in range(0, len(units), size))
+
+    def _by_prompt(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[len(units)] sort keys, the last one first: a prompt's place among ``units``, its mean length."""
         _, first_place, prompts = np.unique(self.prompts[units], return_index=True, return_inverse=True)
-        mean_lengths = np.bincount(prompts, lengths) / np.bincount(prompts)
-        return units[np.lexsort((-lengths, first_place[prompts], -mean_lengths[prompts]))]
+        mean_lengths = np.bincount(prompts, self.lengths[units]) / np.bincount(prompts)
+        return first_place[prompts], -mean_lengths[prompts]
 
-    def costs(self, units: np.ndarray) -> np.ndarray:
-        """[len(units)] tokens of a micro-batch of the first unit, of the first two, and so on, never falling.
 
-        Sequences of a shared row are padded inside attention only, which may come to twice its tokens.
-        """
-        lengths = self.lengths[units]
-        padded = np.arange(1, len(units) + 1) * np.maximum.accumulate(lengths)
-        if self.layout == "padded":
-            return padded
+@dataclass(frozen=True)
+class Line:
+    """Units in the order in which they are cut into micro-batches.
+
+    Attributes:
+        units: [n].
+        lengths: [n], as in :class:`UnitSizes`.
+        layout: see :class:`UnitSizes`.
+        tree: prefix tree of their sequences, as many a unit, in the shared layout.
+        places: [n] of each unit among those that ``tree`` was made of.
+    """
+
+    units: np.ndarray
+    lengths: np.ndarray
+    layout: str
+    tree: PrefixTree | None = None
+    places: np.ndarray | None = None
+
+    def fitting(self, start: int, budget: float) -> int:
+        """How many units from ``start`` on cost no more than ``budget`` tokens together."""
+        if self.tree is not None:
+            return sum(1 for _ in takewhile(lambda cost: cost <= budget, self._shared_costs(start)))
+        taken = window = 64
+        while taken == window:
+            window *= 4
+            taken = int(np.searchsorted(self.costs(start, start + window), budget, side="right"))
+        return taken
+
+    def costs(self, start: int, end: int) -> np.ndarray:
+        """[end - start] tokens of a micro-batch of the unit at ``start``, of it and the next, and so on, never
+        falling."""
+        if self.tree is not None:
+            return np.fromiter(islice(self._shared_costs(start), end - start), dtype=np.float64)
+        lengths = self.lengths[start:end]
         if self.layout == "packed":
             return np.cumsum(lengths)
-        prompts = self.prompts[units]
-        repeated = np.concatenate([[False], prompts[1:] == prompts[:-1]])
-        return np.maximum(np.cumsum(lengths - repeated * self.prompt_lengths[units]), np.ceil(padded / 2))
+        return np.arange(1, len(lengths) + 1) * np.maximum.accumulate(lengths)
+
+    def _shared_costs(self, start: int) -> Iterator[float]:
+        """Sequences of a shared row are padded inside attention only, which may come to twice its tokens. A pair
+        counts by the mean of its answers, as it counts by one of them in the other layouts."""
+        assert self.tree is not None and self.places is not None
+        of_a_unit = len(self.tree.lengths) // len(self.units)
+        branches, longest = Branches(self.tree), 0
+        for count, place in enumerate(self.places[start:].tolist(), start=1):
+            for sequence in range(place * of_a_unit, (place + 1) * of_a_unit):
+                branches.add(sequence)
+                longest = max(longest, self.tree.lengths[sequence])
+            yield max(branches.size / of_a_unit, count * longest / 2)
 
 
 def gather(order: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -115,41 +170,39 @@ def balanced_micro_batches(batch: np.ndarray, world_size: int, sizes: UnitSizes,
     """
     if not len(batch):
         return []
-    units = sizes.sort(np.asarray(batch))
-    count = world_size * math.ceil(len(cut(units, sizes, budget)) / world_size)
+    line = sizes.line_up(np.asarray(batch))
+    count = world_size * math.ceil(len(cut(line, budget)) / world_size)
     while True:
-        micro_batches = cut(units, sizes, _smallest_limit(units, sizes, budget, count))
-        if sizes.layout != "padded" or _padding(micro_batches, sizes) <= MOST_PADDING or count >= len(units):
+        parts = cut(line, _smallest_limit(line, budget, count))
+        if sizes.layout != "padded" or _padding(line, parts) <= MOST_PADDING or count >= len(line.units):
             break
         count = world_size * math.ceil(count * 1.25 / world_size + 1e-9)
-    return micro_batches + [units[:0]] * (-len(micro_batches) % world_size)
+    micro_batches = [line.units[part] for part in parts]
+    return micro_batches + [line.units[:0]] * (-len(micro_batches) % world_size)
 
 
-def cut(units: np.ndarray, sizes: UnitSizes, budget: float) -> list[np.ndarray]:
-    """``units`` in their order, in micro-batches of at most ``budget`` tokens; a larger unit is alone."""
-    micro_batches, start = [], 0
-    while start < len(units):
-        taken = window = 64
-        while taken == window:
-            window *= 4
-            taken = int(np.searchsorted(sizes.costs(units[start : start + window]), budget, side="right"))
-        micro_batches.append(units[start : start + max(taken, 1)])
-        start += max(taken, 1)
-    return micro_batches
+def cut(line: Line, budget: float) -> list[slice]:
+    """The line in parts of at most ``budget`` tokens; a larger unit is alone."""
+    parts, start = [], 0
+    while start < len(line.units):
+        end = start + max(line.fitting(start, budget), 1)
+        parts.append(slice(start, end))
+        start = end
+    return parts
 
 
-def _smallest_limit(units: np.ndarray, sizes: UnitSizes, budget: int, count: int) -> int:
-    """Fewest tokens a micro-batch with which ``units`` still fit into ``count`` of them."""
+def _smallest_limit(line: Line, budget: int, count: int) -> int:
+    """Fewest tokens a micro-batch with which the line still fits into ``count`` of them."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
-        if len(cut(units, sizes, middle)) <= count:
+        if len(cut(line, middle)) <= count:
             high = middle
         else:
             low = middle + 1
     return high
 
 
-def _padding(micro_batches: list[np.ndarray], sizes: UnitSizes) -> float:
-    padded = sum(sizes.costs(units)[-1] for units in micro_batches)
-    return 1 - sum(sizes.lengths[units].sum() for units in micro_batches) / padded
+def _padding(line: Line, parts: list[slice]) -> float:
+    padded = sum(line.costs(part.start, part.stop)[-1] for part in parts)
+    return 1 - line.lengths.sum() / padded

@@ -48,6 +48,10 @@ class Samples(Sequence[Sample]):
     def one(self, index: int) -> Sample:
         """The sample at ``index``, from 0."""
 
+    @abstractmethod
+    def tokens(self, index: int) -> np.ndarray:
+        """``input_ids`` of the sample at ``index``, from 0."""
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
 
@@ -107,6 +111,9 @@ class Columns(Samples):
             where=self._text("where", self._where_starts, index),
         )
 
+    def tokens(self, index: int) -> np.ndarray:
+        return self._arrays["input_ids"][slice(*self._starts[index : index + 2])]
+
     def token_ids(self) -> np.ndarray:
         return self._arrays["token_ids"]
 
@@ -157,6 +164,9 @@ class Selection(Samples):
         sample = self._samples.one(int(self._rows[index]))
         return sample if self._pair_ids is None else replace(sample, pair_id=int(self._pair_ids[index]))
 
+    def tokens(self, index: int) -> np.ndarray:
+        return self._samples.tokens(int(self._rows[index]))
+
     def select(self, rows: np.ndarray, pair_ids: np.ndarray | None = None) -> Samples:
         if pair_ids is None and self._pair_ids is not None:
             pair_ids = self._pair_ids[rows]
@@ -186,8 +196,17 @@ class Joined(Samples):
         return np.unique(np.concatenate([part.token_ids() for part in self._parts]))
 
     def one(self, index: int) -> Sample:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part].one(index - int(self._ends[part]) + len(self._parts[part]))
+        part, inside = self._place(index)
+        return part.one(inside)
+
+    def tokens(self, index: int) -> np.ndarray:
+        part, inside = self._place(index)
+        return part.tokens(inside)
+
+    def _place(self, index: int) -> tuple[Samples, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._parts[number]
+        return part, index - int(self._ends[number]) + len(part)
 
 
 def as_samples(samples: Sequence[Sample]) -> Samples:

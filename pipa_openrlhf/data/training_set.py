@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,13 +59,18 @@ class TrainingSet:
 
 def unit_sizes(samples: Samples, layout: str, unit_size: int = 1) -> UnitSizes:
     """What units of ``unit_size`` neighbouring samples cost in one forward pass in ``layout``."""
-    prompt_lens = samples.column("prompt_len")[::unit_size].astype(np.int64)
     return UnitSizes(
         lengths=samples.column("length").astype(np.int64).reshape(-1, unit_size).max(axis=1),
-        prompts=prompt_numbers(samples.column("prompt_key")[::unit_size], prompt_lens),
-        prompt_lengths=prompt_lens,
+        prompts=prompt_numbers(samples.column("prompt_key")[::unit_size], samples.column("prompt_len")[::unit_size]),
         layout=layout,
+        sequences_of=partial(_inputs_of_units, samples, unit_size),
     )
+
+
+def _inputs_of_units(samples: Samples, unit_size: int, units: np.ndarray) -> list[np.ndarray]:
+    """What the model is given of the samples of ``units``: all their tokens but the last."""
+    rows = (units[:, None] * unit_size + np.arange(unit_size)).ravel().tolist()
+    return [samples.tokens(row)[:-1] for row in rows]
 
 
 def prompt_numbers(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipa_openrlhf.data.batch import Batch, prompt_keys
+from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.tokenise import Sample
 from pipa_openrlhf.distributed.devices import device
@@ -19,31 +19,35 @@ from pipa_openrlhf.distributed.strategy import Strategy
 # Lengths differ, so that there is padding; few tokens, so that a check costs next to nothing.
 _PROMPT_TOKENS = (20, 11, 20, 17)
 _ANSWER_TOKENS = (24, 13, 28, 19)
-_LOOKED_AT = 2000  # samples among which two of one prompt are looked for
+# Of the answer before, in the branches of a prefix tree.
+_SHARED_TOKENS = 6
 
 # Rounding of one layer's output is random; two rounds show what a router or an outlier makes of it.
 _ROUNDS = 2
 
 
 def probe_samples(samples: Samples) -> list[Sample]:
-    """Four short sequences cut from ``samples``; the first and the third have the same prompt.
-
-    Where no prompt has two answers, one is made from another sample's answer.
+    """Four short sequences cut from ``samples``; the third begins with the first's prompt and some of its answer, the
+    fourth with the third's beginning and some more of it, so that a prefix runs through two branches of their tree.
     """
-    some = list(samples[:_LOOKED_AT])
-    by_prompt: dict[bytes | int, list[Sample]] = {}
-    for key, sample in zip(prompt_keys(some), some):
-        by_prompt.setdefault(key, []).append(sample)
-    first, *more = max(by_prompt.values(), key=lambda group: min(len(group), 2))
-    others = [one for group in by_prompt.values() for one in group if group[0] is not first] or [first]
-    second = more[0] if more else others[-1]
-    chosen = (first, others[0], second, others[len(others) // 2])
+    chosen = [samples[len(samples) * part // len(_PROMPT_TOKENS)] for part in range(len(_PROMPT_TOKENS))]
     probes = [_cut(*each) for each in zip(chosen, _PROMPT_TOKENS, _ANSWER_TOKENS)]
-    if not more:
-        prompt = probes[0].input_ids[: probes[0].prompt_len]
-        answer = probes[2].input_ids[probes[2].prompt_len :]
-        ids = np.concatenate([prompt, answer])
-        probes[2] = replace(probes[2], input_ids=ids, prompt_len=len(prompt))
+    size = probes[0].prompt_len
+    for number, before in ((2, 0), (3, 2)):
+        branch = size + _SHARED_TOKENS * (1 + before // 2)
+        ids = np.concatenate(
+            [probes[before].input_ids[:branch], probes[number].input_ids[probes[number].prompt_len :]]
+        )
+        answer = ids[size : size + _ANSWER_TOKENS[number]]
+        ones = np.ones(len(answer), dtype=np.int8)
+        probes[number] = replace(
+            probes[number],
+            input_ids=ids[: size + len(answer)],
+            prompt_len=size,
+            labels=ones,
+            mask=ones,
+            step_ids=np.zeros(len(answer), dtype=np.int32),
+        )
     return probes
 
 

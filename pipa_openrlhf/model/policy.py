@@ -15,7 +15,7 @@ from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.model.adapters import base_model
 from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
-from pipa_openrlhf.model.shared_prompts import enable_shared_prompts, refuse_other_attention
+from pipa_openrlhf.model.shared_prefixes import enable_shared_prefixes, refuse_other_attention
 from pipa_openrlhf.model.value_head import ValueHead
 from pipa_openrlhf.objectives.batch_loss import PolicyOutput, TokenTerms
 
@@ -27,7 +27,8 @@ class Policy(nn.Module):
         lm: the causal language model, wrapped by PEFT under LoRA.
         value_head: None where the objective has no learned value; g is then ``fixed_value`` everywhere.
         balances_experts: compute the MoE balancing loss too.
-        can_share_prompts: answers to one prompt may come in one row; a balancing loss counts every prompt's tokens.
+        can_share_prefixes: sequences may come in one row that holds a common prefix once; a balancing loss counts the
+            tokens of every sequence.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Policy(nn.Module):
         # Plain references: registering them again would double their names in the state dict.
         self._backbone = [decoder_of(causal_lm)]
         self._output_head = [install_chunked_head(causal_lm)]
-        self.can_share_prompts = enable_shared_prompts(causal_lm) and not balances_experts
+        self.can_share_prefixes = enable_shared_prefixes(causal_lm) and not balances_experts
 
     def forward(
         self, batch: Batch, terms: TokenTerms | None = None, with_value: bool = True, own: bool = False
     ) -> PolicyOutput:
-        """One forward pass for both heads, on the wanted response tokens of ``batch`` only.
+        """One forward pass for both heads, on the wanted response tokens of ``batch`` only, once a distinct one.
 
         Args:
             terms: a token-separable loss of the wanted tokens, to be computed in the same pass as log f_t, which then

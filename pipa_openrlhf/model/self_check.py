@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 # Kernels and row shapes round at more places than layers' outputs, and differences of a few tokens vary.
 _TOLERANCE = 3.0
-_FLAGS = {"shared": "--train.share_prompts", "packed": "--ds.packing_samples"}
+_FLAGS = {"shared": "--train.share_prefixes", "packed": "--ds.packing_samples"}
 # Cached entries that are computed again: the shortest of the first ones found.
 _CACHED_CHECKED = 4
 _CACHED_LOOKED_AT = 1000
@@ -63,10 +63,10 @@ def choose_layout(run: RunConfig, actor: PolicyActor, samples: Samples, strategy
     if check is not None:
         check.keep_attention()
     wanted = ["packed"] if run.ds.packing_samples else []
-    if run.train.share_prompts and policy.can_share_prompts:
+    if run.train.share_prefixes and policy.can_share_prefixes:
         wanted.insert(0, "shared")
-    elif run.train.share_prompts:
-        log.info("--train.share_prompts: this model's attention cannot, or experts are balanced; not used")
+    elif run.train.share_prefixes:
+        log.info("--train.share_prefixes: this model's attention cannot, or experts are balanced; not used")
     actor.layout = [*wanted, "padded"][0] if check is None else check.first_exact(wanted)
     if check is not None:
         actor.tolerance = check.tolerance
@@ -140,7 +140,7 @@ class _Check:
         name = self.policy.causal_lm.config._attn_implementation
         log.info(f"{name} attention leaves something out ({self._shown(error)}): using eager attention")
         use_eager_attention(self.policy.causal_lm)
-        self.policy.can_share_prompts = False
+        self.policy.can_share_prefixes = False
         self._measure()
 
     def first_exact(self, wanted: list[str]) -> str:

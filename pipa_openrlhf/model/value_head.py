@@ -28,8 +28,9 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., d] hidden states that predict y_t -> [...] logits u_t, float32."""
-        return self.out(torch.relu(self.dense(hidden))).squeeze(-1).float()
+        """[..., d] hidden states that predict y_t -> [...] logits u_t, float32 or wider."""
+        u = self.out(torch.relu(self.dense(hidden))).squeeze(-1)
+        return u.to(torch.promote_types(u.dtype, torch.float32))
 
 
 def save_value_head(folder: str, state: dict[str, torch.Tensor]) -> None:

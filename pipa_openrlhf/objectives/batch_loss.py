@@ -1,6 +1,8 @@
 """The loss of a global batch, one micro-batch at a time."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +29,16 @@ class PolicyOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """sum over tokens of weight x token loss + nll_weight x -log f, for N tokens.
+    """sum over tokens of weight x token loss + nll_weight x -log f, for N tokens that have M scores (log f, u).
 
-    Because it is a sum over tokens, it can be evaluated on any slice of them, and its gradient with respect to the
-    hidden states can be formed while the logits of that slice are alive.
+    Because it is a sum over tokens, it can be evaluated on any slice of the scores, and its gradient with respect to
+    the hidden states can be formed while the logits of that slice are alive. Tokens that share a score differ in
+    label, weight and prior.
 
     Attributes:
         token_loss: elementwise, see ``objectives/pipa.py``.
         log_p, labels, weights, nll_weights: [N].
+        score_index: [N] which of the scores is a token's, never falling; None: one each, N = M.
     """
 
     token_loss: TokenLoss
@@ -42,11 +46,28 @@ class TokenTerms:
     labels: torch.Tensor
     weights: torch.Tensor
     nll_weights: torch.Tensor
+    score_index: torch.Tensor | None = None
 
     def loss(self, log_f: torch.Tensor, u: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """Scalar loss of the tokens whose scores are in ``part``; ``log_f`` and ``u`` are those scores, [m]."""
+        if self.score_index is None:
+            return self.of_tokens(log_f, u, part)
+        first, last, _ = part.indices(len(self._first_tokens) - 1)
+        tokens = slice(self._first_tokens[first], self._first_tokens[last])
+        score_index = self.score_index[tokens] - first
+        return self.of_tokens(log_f.index_select(0, score_index), u.index_select(0, score_index), tokens)
+
+    def of_tokens(self, log_f: torch.Tensor, u: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
         """Scalar loss of the tokens in ``part``; ``log_f`` and ``u`` are theirs, [n]."""
         token_loss = self.token_loss(log_f, self.log_p[part], u, self.labels[part])
         return (token_loss * self.weights[part] - self.nll_weights[part] * log_f).sum()
+
+    @cached_property
+    def _first_tokens(self) -> list[int]:
+        """[M + 1] first token of every score, and N; a list, so that a chunk does not wait for the device."""
+        assert self.score_index is not None
+        counts = torch.bincount(self.score_index).tolist()
+        return list(accumulate(counts, initial=0))
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,7 @@ class BatchLoss:
             flat(batch.labels),
             flat(token_weights(batch.mask, self.objective.reduction, counts) * batch.weight[:, None]),
             flat(self._nll_weights(batch, counts)),
+            batch.score_index,
         )
 
     def share(self, output: PolicyOutput, batch: Batch, counts: BatchCounts, z0: torch.Tensor) -> torch.Tensor:
@@ -178,7 +200,7 @@ class BatchLoss:
             loss = (losses * weights).sum() / counts.units - (output.log_f * self._nll_weights(batch, counts)).sum()
         else:
             log_f, u = (values.flatten()[batch.token_index] for values in (output.log_f, output.u))
-            loss = self.token_terms(batch, counts).loss(log_f, u)
+            loss = self.token_terms(batch, counts).of_tokens(log_f, u)
         if self.aux_coef:
             loss = loss + self.aux_coef * output.aux_loss * (len(batch.labels) / counts.sequences)
         return loss

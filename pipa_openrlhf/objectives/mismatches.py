@@ -33,6 +33,11 @@ class MismatchedCompletions(Samples):
     def one(self, index: int) -> Sample:
         return _mismatch(self._samples[int(self._own[index])], self._samples[int(self._others[index])])
 
+    def tokens(self, index: int) -> np.ndarray:
+        own, other = int(self._own[index]), int(self._others[index])
+        prompt = self._samples.tokens(own)[: self._prompt_lens[own]]
+        return np.concatenate([prompt, self._samples.tokens(other)[self._prompt_lens[other] :]])
+
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         """Places in this list of the mismatches of ``rows`` of the samples, of those that have one."""
         return np.searchsorted(self._own, rows[self.partners[rows] >= 0])
@@ -41,7 +46,7 @@ class MismatchedCompletions(Samples):
         if name == "sequence_key":
             return self._keys
         if name == "length":
-            prompts = self._samples.column("prompt_len")
+            prompts = self._prompt_lens
             return (self._samples.column("length") - prompts)[self._others] + prompts[self._own]
         if name in ("prompt_len", "prompt_key"):
             return self._samples.column(name)[self._own]
@@ -49,6 +54,10 @@ class MismatchedCompletions(Samples):
 
     def token_ids(self) -> np.ndarray:
         return self._samples.token_ids()
+
+    @cached_property
+    def _prompt_lens(self) -> np.ndarray:
+        return self._samples.column("prompt_len")
 
     @cached_property
     def _keys(self) -> np.ndarray:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # A shard is written at least this often, so that an interrupted pass goes on where it stopped.
 SECONDS_PER_SHARD = 60
+# Samples whose tokens are looked at together for the prefixes that they share.
+_STRETCH = 4096
 
 
 def open_cache(config: RunConfig, strategy: Strategy) -> PriorCache:
@@ -153,4 +155,5 @@ def _plan(samples: Samples, micro_batch_size: int, layout: str) -> list[np.ndarr
     sizes = unit_sizes(samples, layout)
     # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
     budget = micro_batch_size * sizes.longest
-    return cut(sizes.sort(np.arange(len(samples))), sizes, budget)
+    lines = map(sizes.line_up, sizes.stretches(np.arange(len(samples)), _STRETCH))
+    return [line.units[part] for line in lines for part in cut(line, budget)]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openrlhf.utils.distributed_sampler import DistributedSampler
+from prefix_trees import nodes_of
 
 from pipa_openrlhf.data.plan import UnitSizes, cut, global_batches, rank_micro_batches
 from recipes.word_problems.problems import generate_problems
@@ -19,10 +20,16 @@ def lognormal_lengths(number: int, seed: int = 0) -> np.ndarray:
 
 
 def sizes_of(lengths, layout="padded", prompts=None, prompt_lengths=None) -> UnitSizes:
+    """Of answers that have only their prompt in common."""
     number = len(lengths)
     prompts = np.arange(number) if prompts is None else np.asarray(prompts)
     prompt_lengths = np.zeros(number, dtype=np.int64) if prompt_lengths is None else np.asarray(prompt_lengths)
-    return UnitSizes(np.asarray(lengths), prompts, prompt_lengths, layout)
+
+    def sequence(unit: int) -> np.ndarray:
+        prompt = np.full(prompt_lengths[unit], prompts[unit])
+        return np.concatenate([prompt, np.full(lengths[unit] - len(prompt), number + unit)])
+
+    return UnitSizes(np.asarray(lengths), prompts, layout, lambda units: [sequence(unit) for unit in units])
 
 
 def padding(micro_batches, lengths) -> float:
@@ -78,11 +85,7 @@ def tokens_of(units, sizes) -> int:
     lengths = sizes.lengths[units]
     if sizes.layout == "padded":
         return len(units) * lengths.max()
-    if sizes.layout == "packed":
-        return lengths.sum()
-    own = lengths - sizes.prompt_lengths[units]
-    prompts = {sizes.prompts[unit]: sizes.prompt_lengths[unit] for unit in units}
-    return own.sum() + sum(prompts.values())
+    return lengths.sum() if sizes.layout == "packed" else nodes_of(sizes.sequences_of(np.asarray(units)))
 
 
 @given(
@@ -95,22 +98,69 @@ def test_a_cut_keeps_to_its_budget_and_takes_what_fits(answers, budget, layout):
     prompts, answer_lengths = np.array(answers).T
     prompt_lengths = 1 + prompts * 10
     sizes = sizes_of(prompt_lengths + answer_lengths, layout, prompts, prompt_lengths)
-    order = sizes.sort(np.arange(len(answers)))
+    line = sizes.line_up(np.arange(len(answers)))
 
     def fits(units) -> bool:
         inside_attention = len(units) * sizes.lengths[units].max()
         return tokens_of(units, sizes) <= budget and (layout != "shared" or inside_attention <= 2 * budget)
 
-    parts = cut(order, sizes, budget)
-    assert np.concatenate(parts).tolist() == order.tolist()
+    parts = [line.units[part] for part in cut(line, budget)]
+    assert np.concatenate(parts).tolist() == line.units.tolist()
     for part, following in zip(parts, [*parts[1:], None]):
         assert len(part) == 1 or fits(part)
         if following is not None:
             assert not fits(np.concatenate([part, following[:1]])), "the next one would not have fitted"
 
 
+few_tokens = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+
+
+@given(
+    units=st.lists(st.tuples(st.integers(0, 3), few_tokens, few_tokens), min_size=1, max_size=20),
+    unit_size=st.sampled_from([1, 2]),
+    start=st.integers(0, 19),
+)
+def test_a_shared_micro_batch_costs_the_tokens_of_its_prefix_tree(units, unit_size, start):
+    """Answers and pairs, with anything in common: within a prompt and across, one the beginning of another, the same
+    one twice, no prompt at all; from any unit on."""
+    of_units = [[np.array(one) for one in unit[1 : 1 + unit_size]] for unit in units]
+    lengths = np.array([max(map(len, sequences)) for sequences in of_units])
+    prompts = np.array([prompt for prompt, *_ in units])
+    sizes = UnitSizes(lengths, prompts, "shared", lambda some: [ids for unit in some for ids in of_units[unit]])
+    line = sizes.line_up(np.arange(len(units)))
+    start = min(start, len(units) - 1)
+    expected = []
+    for end in range(start + 1, len(units) + 1):
+        chosen = line.units[start:end]
+        padded = len(chosen) * lengths[chosen].max()
+        expected.append(max(nodes_of(sizes.sequences_of(chosen)) / unit_size, padded / 2))
+    assert line.costs(start, len(units)).tolist() == expected
+    for budget in {1, *expected}:
+        assert line.fitting(start, budget) == sum(cost <= budget for cost in expected)
+
+
+def test_answers_to_one_prompt_stand_side_by_side_in_the_order_of_their_tokens():
+    sequences = [np.array(ids) for ids in ([7, 2, 1], [8, 1], [7, 1, 9], [8, 0], [7, 2, 0], [7, 1, 9, 9])]
+    lengths, prompts = np.array([len(ids) for ids in sequences]), np.array([0, 1, 0, 1, 0, 0])
+    sizes = UnitSizes(lengths, prompts, "shared", lambda units: [sequences[unit] for unit in units])
+    assert sizes.line_up(np.arange(6)).units.tolist() == [2, 5, 4, 0, 3, 1]
+    assert sizes.line_up(np.array([3, 0, 4])).units.tolist() == [4, 0, 3]
+    stretches = [part.tolist() for part in sizes.stretches(np.arange(6), 4)]
+    assert [set(part) for part in stretches] == [{0, 2, 4, 5}, {1, 3}]
+
+
+def test_eight_answers_that_begin_alike_are_counted_by_what_they_add():
+    """Seven eighths of every answer in common: a micro-batch of two answers' tokens holds four, by the half of what
+    they are when padded, where sharing the prompt alone would let it hold two."""
+    answers = np.arange(8)
+    sequences = [np.concatenate([np.arange(70), np.full(10, 100 + answer)]) for answer in answers]
+    sizes = UnitSizes(np.full(8, 80), 0 * answers, "shared", lambda units: [sequences[unit] for unit in units])
+    assert [len(units) for units in all_micro_batches(answers, 1, 2, sizes)] == [4, 4]
+
+
 def test_a_cut_goes_beyond_the_stretch_it_looks_at_first():
-    assert [len(part) for part in cut(np.arange(1000), sizes_of(np.full(1000, 2)), 1400)] == [700, 300]
+    line = sizes_of(np.full(1000, 2)).line_up(np.arange(1000))
+    assert [part.stop - part.start for part in cut(line, 1400)] == [700, 300]
 
 
 def quickstart_lengths(number: int) -> np.ndarray:

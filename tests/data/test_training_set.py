@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import random_samples
 
-from pipa_openrlhf.data.samples import as_samples
-from pipa_openrlhf.data.training_set import TrainingSet
+from pipa_openrlhf.data.samples import Joined, as_samples
+from pipa_openrlhf.data.training_set import TrainingSet, unit_sizes
 from pipa_openrlhf.objectives.mismatches import MismatchedCompletions, mismatched_completions
 
 
@@ -109,3 +109,22 @@ def test_fingerprint_changes_with_what_a_loss_takes(what):
     same = set_of([replace(one, where="elsewhere", problem_id="other") for one in SAMPLES])
     assert same.fingerprint() == set_of(SAMPLES).fingerprint() != OTHERS[what].fingerprint()
     assert len({other.fingerprint() for other in OTHERS.values()}) == len(OTHERS)
+
+
+def test_tokens_are_those_of_the_sample_in_every_kind_of_list():
+    columns = as_samples(SAMPLES)
+    mismatched = MismatchedCompletions(columns, np.array([1, 2, -1, 0]))
+    for samples in (columns, columns[np.array([2, 0])], mismatched, Joined([columns, mismatched])):
+        for index, sample in enumerate(samples):
+            np.testing.assert_array_equal(samples.tokens(index), sample.input_ids)
+
+
+@pytest.mark.parametrize("unit_size", [1, 2])
+def test_units_cost_what_the_model_is_given_of_all_their_answers(unit_size):
+    sizes = unit_sizes(as_samples(SAMPLES), "shared", unit_size)
+    line = sizes.line_up(np.array([1, 0]))
+    assert sorted(line.units.tolist()) == [0, 1]
+    for unit, ids in zip((0, 1), (SAMPLES[:unit_size], SAMPLES[unit_size : 2 * unit_size])):
+        held = sizes.sequences_of(np.array([unit]))
+        assert [one.tolist() for one in held] == [one.input_ids[:-1].tolist() for one in ids]
+    assert line.costs(0, 2)[-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size

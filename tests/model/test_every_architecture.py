@@ -43,9 +43,9 @@ def own_log_probs(model, samples) -> list[torch.Tensor]:
     return results
 
 
-def run_flags(share_prompts: bool, packing_samples: bool) -> RunConfig:
+def run_flags(share_prefixes: bool, packing_samples: bool) -> RunConfig:
     return RunConfig(
-        ds=DeepSpeedConfig(packing_samples=packing_samples), train=TrainConfig(share_prompts=share_prompts)
+        ds=DeepSpeedConfig(packing_samples=packing_samples), train=TrainConfig(share_prefixes=share_prefixes)
     )
 
 

@@ -77,7 +77,7 @@ def test_exact_layouts_are_used(name, dtype):
 def test_a_faulty_layout_is_left_for_an_exact_one(faulty_when, fault, asked, used):
     faulty_when(fault)
     actor, lines = choose(make("llama"), *asked)
-    flag = "--train.share_prompts" if fault is shares else "--ds.packing_samples"
+    flag = "--train.share_prefixes" if fault is shares else "--ds.packing_samples"
     assert actor.layout == used
     assert len(lines) == 1 and flag in lines[0] and "0.01 nats" in lines[0]
 
@@ -110,7 +110,7 @@ def test_attention_that_drops_the_marks_of_a_shared_row_does_not_share():
     )
     torch.manual_seed(0)
     actor, lines = choose(transformers.NemotronForCausalLM(config))
-    assert actor.layout == "packed" and len(lines) == 1 and "--train.share_prompts" in lines[0]
+    assert actor.layout == "packed" and len(lines) == 1 and "--train.share_prefixes" in lines[0]
 
 
 @pytest.mark.skipif(
@@ -244,4 +244,4 @@ def test_the_flag_turns_it_off(small_run, monkeypatch, tmp_path):
 def test_a_run_says_what_it_does_not_use(small_run, faulty_when, capsys, stage):
     faulty_when(shares)
     assert run_in_process("train_pipa", *small_run("out", **{"ds.zero_stage": stage, "train.max_epochs": 1})) == 0
-    assert "--train.share_prompts: log-probs are not the model's own" in capsys.readouterr().out
+    assert "--train.share_prefixes: log-probs are not the model's own" in capsys.readouterr().out

@@ -53,11 +53,11 @@ OBJECTIVES = {
     "sft": ("train_sft", PAIRS),
 }
 MAIN = ("pipa_m", "pipa_n", "dpo", "kto")
-SHARED, PACKED = {"train.share_prompts": "true"}, {"ds.packing_samples": True}
+SHARED, PACKED = {"train.share_prefixes": "true"}, {"ds.packing_samples": True}
 # name -> ranks, flags beside those of "padded", objectives.
 LAYOUTS = {
     "padded": (1, {}, OBJECTIVES),
-    "shared_prompts": (1, SHARED, OBJECTIVES),
+    "shared_prefixes": (1, SHARED, OBJECTIVES),
     "one_a_micro_batch_two_passes": (1, {"train.micro_batch_size": 1, "train.fused_head": "false"}, MAIN),
     "packed_checkpointing": (1, {**PACKED, "model.gradient_checkpointing_enable": True}, MAIN),
     "zero_3": (1, {"ds.zero_stage": 3}, MAIN),
@@ -131,7 +131,7 @@ def command(root: Path, objective: str, layout: str) -> tuple[str, list[str]]:
         "train.batch_size": 10,
         "train.micro_batch_size": 8,
         "train.max_epochs": 4,
-        "train.share_prompts": "false",
+        "train.share_prefixes": "false",
         # It would put another layout in the place of one that is wrong.
         "model.self_check": "false",
         "adam.lr": 5e-4,

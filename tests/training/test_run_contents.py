@@ -116,7 +116,7 @@ def test_going_on_with_everything_that_may_change(small_run, tmp_path):
         "ds.zero_stage": 3,
         "train.micro_batch_size": 4,
         "train.fused_head": "false",
-        "train.share_prompts": "false",
+        "train.share_prefixes": "false",
         "ds.packing_samples": True,
         "model.gradient_checkpointing_enable": True,
         "ckpt.save_steps": 1,

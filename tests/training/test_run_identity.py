@@ -150,7 +150,7 @@ FREE = {
     "eval.steps": 2,
     "train.micro_batch_size": 1,
     "train.fused_head": "false",
-    "train.share_prompts": "false",
+    "train.share_prefixes": "false",
     "train.full_determinism_enable": None,
     "data.dataloader_num_workers": 1,
     "data.allow_empty_prompt": True,

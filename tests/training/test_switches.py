@@ -62,7 +62,7 @@ def tokens_run(monkeypatch):
 SWITCHES = {
     "train.fused_head": "false",
     "train.group_by_length": "false",
-    "train.share_prompts": "false",
+    "train.share_prefixes": "false",
     "ds.packing_samples": True,
 }
 
@@ -96,7 +96,7 @@ def test_sharing_runs_fewer_tokens_in_every_pass(losses, tokens_run, objective, 
     for share in ("false", "true"):
         tokens_run.clear()
         cache = None if objective == "SFT" else tmp_path / f"cache_{share}"
-        losses(objective, **{"train.share_prompts": share, "prior.cache_dir": cache})
+        losses(objective, **{"train.share_prefixes": share, "prior.cache_dir": cache})
         counts.append(list(tokens_run))
     assert sum(counts[1]) < 0.9 * sum(counts[0])
 
@@ -116,7 +116,7 @@ def test_the_value_head_works_in_training_only(losses, monkeypatch):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharing_on_two_ranks(losses, stage):
-    expected = losses("PIPA-N", **{"train.share_prompts": "false"})
+    expected = losses("PIPA-N", **{"train.share_prefixes": "false"})
     shared = losses("PIPA-N", ranks=2, **{"ds.zero_stage": stage, "train.micro_batch_size": 3})
     assert shared == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
@@ -125,7 +125,7 @@ def test_the_prior_has_the_same_log_probs_with_and_without_sharing(losses, tmp_p
     entries = []
     for share in ("false", "true"):
         cache = tmp_path / f"cache_{share}"
-        losses("KTO", **{"train.share_prompts": share, "prior.cache_dir": cache, "train.max_epochs": 1})
+        losses("KTO", **{"train.share_prefixes": share, "prior.cache_dir": cache, "train.max_epochs": 1})
         shards = [load_file(path) for path in cache.rglob("*.safetensors")]
         entry = {}
         for shard in shards:
@@ -140,7 +140,7 @@ def test_the_prior_has_the_same_log_probs_with_and_without_sharing(losses, tmp_p
 
 def test_a_model_that_cannot_share_says_so_and_trains(losses, capsys):
     with_sharing = losses("PIPA-N", **{"ds.attn_implementation": "eager"})
-    assert "--train.share_prompts" in capsys.readouterr().out
+    assert "--train.share_prefixes" in capsys.readouterr().out
     assert with_sharing == pytest.approx(losses("PIPA-N"), rel=1e-5, abs=1e-5)
 
 
@@ -148,6 +148,6 @@ def test_sharing_does_not_decide_which_answers_share_a_batch(losses):
     """Batches of 4 of 12 answers: other batches would give other losses from the second step on."""
     small = {"train.batch_size": 4, "train.micro_batch_size": 4}
     expected = losses("PIPA-N", **small)
-    assert losses("PIPA-N", **{**small, "train.share_prompts": "false"}) == pytest.approx(expected, rel=1e-5)
+    assert losses("PIPA-N", **{**small, "train.share_prefixes": "false"}) == pytest.approx(expected, rel=1e-5)
     assert losses("PIPA-N", **{**small, "ds.packing_samples": True}) == pytest.approx(expected, rel=1e-5)
     assert losses("PIPA-N", **{**small, "train.group_by_length": "false"})[1:] != pytest.approx(expected[1:], rel=1e-3)

@@ -1,8 +1,8 @@
-"""Attention for one row of tokens in which the answers to a prompt share its tokens.
+"""Attention for one row of tokens in which sequences share every common prefix.
 
-A row ``[prompt, answer 1, answer 2, ...]`` goes through every layer once a token. Only inside attention is it laid out
-as the separate sequences that it stands for, so that each answer attends to the prompt and to itself with positions
-as if alone, and any attention kernel computes it, without a mask.
+A row holds the prefix tree of its sequences, and each token of it goes through every layer once. Only inside attention
+is it laid out as the separate sequences that it stands for, so that each attends to itself alone with its own
+positions, and any attention kernel computes it, without a mask.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pipa_openrlhf.data.batch import SharedRow
+from pipa_openrlhf.data.shared_row import SharedRow
 
 _KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
-def enable_shared_prompts(lm: PreTrainedModel) -> bool:
+def enable_shared_prefixes(lm: PreTrainedModel) -> bool:
     """Let the attention of ``lm`` take a ``shared_row``, see :func:`attend`.
 
     Returns:
-        False where the model cannot share prompts: a layer is not full attention (sliding window, recurrent), or its
+        False where the model cannot share prefixes: a layer is not full attention (sliding window, recurrent), or its
         attention does not go through transformers' interface (``eager``, models with code of their own).
     """
     config = lm.config.get_text_config()
@@ -80,8 +80,8 @@ def attend(
 class _Apart(torch.autograd.Function):
     """[L, n] tokens of a row to [B * W, n] tokens of its sequences.
 
-    The backward pass sums over the copies of a prompt block by block: adding by index takes several times as long on
-    CPU.
+    The backward pass sums over the copies of a prefix stretch by stretch: adding by index takes several times as long
+    on CPU.
     """
 
     @staticmethod
