@@ -26,6 +26,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
 def wide_numbers(monkeypatch):
     """float64, also where a model's code asks for float32; several chunks of the output head, the last one partial."""
     monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(output_head, "CHUNK_LOGITS", 5 * VOCAB)
 
