@@ -34,6 +34,7 @@ LAYOUTS = (
     "rated_steps",
     "tagged",
     "first_error",
+    "wrong_spans",
     "sign_turns",
     "mc_tree",
     "rollouts",
