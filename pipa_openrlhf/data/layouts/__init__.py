@@ -40,8 +40,10 @@ LAYOUTS = (
     "rollouts",
     "step_dpo",
     "compared",
+    "summaries",
     "ranked",
     "answers",
+    "resampled",
     "best_of_n",
     "model_solutions",
 )
