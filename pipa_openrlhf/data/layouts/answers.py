@@ -14,7 +14,7 @@ READING = (
 )
 EXAMPLE = {"prompt": "1+1=", "answers": ["2", "3"], "labels": [1, 0]}
 LISTS = ("answers", "responses", "solutions", "generations", "samples", "rollouts", "outputs")
-# `completions` with labels may be steps: see best_of_n.
+# `completions` with `labels` may be steps: see best_of_n.
 OBJECTS = (*LISTS, "completions")
 LABELS = (
     *("labels", "label", "is_correct", "correct", "correctness", "correctness_math_verify", "acc"),
@@ -41,7 +41,8 @@ def _text_name(one: dict) -> str | None:
 
 
 def _texts_name(row: dict) -> str | None:
-    return next((name for name in LISTS if _are_texts(row.get(name))), None)
+    names = LISTS if "labels" in row else OBJECTS
+    return next((name for name in names if _are_texts(row.get(name))), None)
 
 
 def _are_texts(value: object) -> bool:

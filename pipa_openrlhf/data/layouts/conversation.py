@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts.calls import chat_messages
 from pipa_openrlhf.data.layouts.prompts import ADD_THE_FLAG, read_prompt
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.data.render import fill_template
@@ -41,7 +42,7 @@ def read_answer(row: dict, name: str, where: str) -> Answer:
 def to_answer(value: object, name: str, where: str) -> Answer:
     """A value as an answer; ``name`` says in messages where it stood."""
     if fields.is_messages(value):
-        messages = fields.messages(value, name, where)
+        messages = chat_messages(value, name, where)
         last = messages[-1]
         if last["role"] != "assistant":
             fields.refuse(where, f"{name!r} ends with a {last['role']} message", "end with the assistant's")

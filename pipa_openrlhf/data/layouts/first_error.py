@@ -1,11 +1,14 @@
-"""Answers of which the data say where the first error is: ProcessBench, BIG-Bench Mistake, MR-GSM8K, PRMBench."""
+"""Answers of which the data say where the first error is.
+
+ProcessBench, BIG-Bench Mistake, MR-GSM8K, PRMBench, and the students' solutions of "verify-then-generate".
+"""
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.labelled import labelled_record, until_error
 from pipa_openrlhf.data.record import Record
 
-COLUMNS = ("steps", "label or mistake_index")
+COLUMNS = ("steps or student_incorrect_solution", "label, mistake_index or incorrect_index")
 READING = (
     "one answer and the index of its first wrong step; the steps after it by `--data.after_first_error`; the answer's "
     "own label is the data's (`final_answer_correct`, `answer` equal to `target`, ...), whatever the steps say; "
@@ -14,14 +17,15 @@ READING = (
 EXAMPLE = {"problem": "1+1+1=", "steps": ["1+1=2", "2+1=4"], "final_answer_correct": False, "label": 1}
 MR_STEPS, MR_FIRST = "model_output_steps", "model_output_solution_first_error_step"
 MR_SOLUTION, MR_ANSWER = "model_output_solution_correctness", "model_output_answer_correctness"
+STUDENT, STUDENT_FIRST = "student_incorrect_solution", "incorrect_index"
 NO_ERROR = ("", "n/a", "na", "none", "null", "-1")
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has the columns of one of the four."""
+    """Whether the row has the columns of one of the five."""
     if "modified_process" in row and "error_steps" in row:
         return True
-    if MR_STEPS in row and MR_FIRST in row:
+    if (MR_STEPS in row and MR_FIRST in row) or (STUDENT in row and STUDENT_FIRST in row):
         return True
     named = "mistake_index" in row or ("final_answer_correct" in row and "label" in row)
     return named and isinstance(row.get("steps"), list)
@@ -33,6 +37,9 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         return _prmbench(row, where, flags)
     if MR_STEPS in row:
         return [_record(row, where, flags, MR_STEPS, MR_FIRST, _mr_first(row, where), _mr_answer(row, where))]
+    if STUDENT in row:  # all of them are wrong, as the name says
+        first = _index(fields.column(row, STUDENT_FIRST, where), STUDENT_FIRST, where)
+        return [_record(row, where, flags, STUDENT, STUDENT_FIRST, first, 0)]
     if "mistake_index" in row:
         first = _index(row.get("mistake_index"), "mistake_index", where)
         return [_record(row, where, flags, "steps", "mistake_index", first, _equals_target(row))]

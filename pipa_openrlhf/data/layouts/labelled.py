@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
@@ -40,6 +41,19 @@ def labelled_record(
     conversation = join(needed_prompt(row, answer, flags, where) if prompt is None else prompt, answer, flags, where)
     labels = {"step_labels": step_labels, "answer_label": answer_label, "complete": complete}
     return make_record(row, where, conversation, label_source=FROM_COLUMN if given else FROM_STEPS, **labels)
+
+
+def decide_prefixes(last_steps: Iterable[object], flags: DataConfig) -> DataConfig:
+    """``--data.prefixes`` of data in which one answer ends as PRM800K's do: the others do not end, then."""
+    if flags.prefixes != "auto":
+        return flags
+    marked = any(isinstance(step, str) and PRM800K_ANSWER.search(step) for step in last_steps)
+    return replace(flags, prefixes="true" if marked else "false")
+
+
+def is_complete(last_step: object, flags: DataConfig) -> bool:
+    """Whether the answer ends with this step."""
+    return flags.prefixes != "true" or ENDED.search(str(last_step)) is not None
 
 
 def step_texts(steps: Iterable[object], name: str, where: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts.calls import chat_messages
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
 from pipa_openrlhf.data.layouts.pairs import is_whole, pair_records
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, read_prompt, to_prompt
@@ -80,7 +81,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     alone = _rejected_alone(row, flags) if sides is None else None
     prompt: str | list[dict] | None
     if alone is not None:
-        messages = fields.messages(row["messages"], "messages", where)
+        messages = chat_messages(row["messages"], "messages", where)
         chosen, rejected = to_answer(messages[-1:], "messages", where), _rejected(row, alone, where)
         prompt = complete_prompt(row, "messages", to_prompt(messages[:-1], "messages", flags, where), flags, where)
     else:

@@ -1,6 +1,7 @@
 """PRM800K as OpenAI published it: at each step several continuations, rated -1, 0 or 1, one of which goes on."""
 
 import logging
+import math
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
@@ -67,9 +68,11 @@ def _paths(steps: list, where: str, flags: DataConfig) -> list[Path]:
             for rank, option in enumerate(step.get("completions") or [])
         ]
         chosen = step.get("chosen_completion")
+        if isinstance(chosen, float):  # tables make floats of whole numbers among nulls
+            chosen = None if math.isnan(chosen) else int(chosen) if chosen.is_integer() else chosen
         found += [[*path, option] for rank, option in enumerate(options) if rank != chosen]
         if chosen is not None:
-            if not isinstance(chosen, int) or not 0 <= chosen < len(options):
+            if isinstance(chosen, bool) or not isinstance(chosen, int) or not 0 <= chosen < len(options):
                 problem = f"'{place}.chosen_completion' is {fields.show(chosen)}, of {len(options)} completions"
                 fields.refuse(where, problem, "correct it or remove the row")
             path = [*path, options[chosen]]

@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts.calls import chat_messages
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 # In the order in which a row's columns are tried.
@@ -38,7 +39,7 @@ def to_prompt(value: object, name: str, flags: DataConfig, where: str) -> str | 
     if fields.is_messages(value):
         if not flags.apply_chat_template:
             fields.refuse(where, f"{name!r} holds messages", ADD_THE_FLAG)
-        return fields.messages(value, name, where)
+        return chat_messages(value, name, where)
     if not isinstance(value, str):
         fields.refuse(where, f"{name!r} is {fields.show(value)}", "a prompt is text or a list of messages")
     return fields.text(value, name, where, may_be_empty=True)

@@ -4,7 +4,7 @@ import logging
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.labelled import labelled_record
+from pipa_openrlhf.data.layouts.labelled import decide_prefixes, is_complete, labelled_record
 from pipa_openrlhf.data.record import Record
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,10 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
-    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
+    """Decide ``--data.prefixes``, and say how neutral steps are taken: TRL takes them for wrong, openr for right."""
     log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
-    return flags
+    rated = (row["steps"] for row in rows if fits(row, flags))
+    return decide_prefixes((steps[-1][_key(steps[-1], TEXTS)] for steps in rated), flags)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
@@ -40,9 +41,14 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     texts = [step[_key(step, TEXTS)] for step in steps]
     given = row.get(flags.label_key or "answer_label")
     answer = None if given is None else fields.label(given, flags.label_key or "answer_label", where)
-    last = labels[-1] if labels and answer is None else answer
+    complete = is_complete(texts[-1] if texts else "", flags)
+    last = labels[-1] if labels and complete and answer is None else answer
     known = answer is not None
-    return [labelled_record(row, where, flags, texts, labels, name="steps", answer_label=last, given=known)]
+    return [
+        labelled_record(
+            row, where, flags, texts, labels, name="steps", answer_label=last, given=known, complete=complete
+        )
+    ]
 
 
 def _is_rated(step: object) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class TestPRM800K:
     def test_a_completion_without_rating_has_no_label(self, read):
         assert read(prm800k(rated(None, texts="a", chosen=0)))[1] == [(["a"], [None], None, False)]
 
+    @pytest.mark.parametrize("chosen, path", [(0.0, ["a", "x"]), (1.0, ["b", "x"]), (math.nan, None)])
+    def test_the_number_of_a_table(self, read, chosen, path):
+        _, records = read(prm800k(rated(1, -1, texts="ab", chosen=chosen), rated(1, texts="x", chosen=0)))
+        assert records[-1][0] == (path or ["b"])
+
     def test_the_path_ends_where_nothing_was_chosen(self, read):
         nothing = {"completions": None, "human_completion": None, "chosen_completion": None}
         row = prm800k(rated(1, texts="a", chosen=0), rated(-1, texts="b"), nothing, finish="found_error")
@@ -79,6 +85,8 @@ class TestPRM800K:
         "step, message",
         [
             (rated(1, chosen=3), "'label.steps\\[0\\].chosen_completion' is 3, of 1 completions; correct it"),
+            (rated(1, 1, chosen=True), "'label.steps\\[0\\].chosen_completion' is True, of 2 completions; correct"),
+            (rated(1, 1, chosen=0.5), "'label.steps\\[0\\].chosen_completion' is 0.5, of 2 completions; correct"),
             (rated(2), "'label.steps\\[0\\].completions\\[0\\].rating' is 2; a rating is -1, 0, 1 or null"),
             ("a", "'label.steps\\[0\\]' is 'a'; give an object"),
         ],
