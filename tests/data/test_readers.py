@@ -105,6 +105,11 @@ def test_texts_with_nothing_in_common_have_an_empty_prompt(read):
     assert chosen.problem_id == rejected.problem_id == "data.jsonl line 1"
 
 
+def test_rows_with_an_empty_prompt_are_problems_of_their_own(read):
+    _, (record,) = read({"prompt": "", "completion": "blue", "label": 1}, allow_empty_prompt=True)
+    assert record.problem_id == "data.jsonl line 1"
+
+
 def test_paired_in_steps(read):
     row = {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["a", "c", "d"], "rejected_labels": [1, 0, 1]}
     _, (chosen, rejected) = read(row)

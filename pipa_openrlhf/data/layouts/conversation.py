@@ -62,7 +62,7 @@ def join(
     """Prompt and answer as the model will see them, before the chat template.
 
     Without a prompt column, messages are split as OpenRLHF does (the prompt is all but the last one); text has the
-    prompt "" as in OpenRLHF, and each such row is a problem of its own.
+    prompt "" as in OpenRLHF. Each row with an empty prompt is a problem of its own.
 
     Args:
         prefix: the answer's beginning, which is given to the model as part of the prompt.
@@ -76,7 +76,7 @@ def join(
     if answer.messages is not None:
         fields.refuse(where, f"{answer.name!r} holds messages", ADD_THE_FLAG)
     if isinstance(prompt, str):
-        return Conversation(fill_template(prompt, flags.input_template) + prefix, answer, identity=prompt)
+        return Conversation(fill_template(prompt, flags.input_template) + prefix, answer, identity=prompt or where)
     return Conversation(prefix, answer, identity=where)
 
 

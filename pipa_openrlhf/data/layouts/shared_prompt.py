@@ -41,6 +41,8 @@ def take_prompt(
         return None, chosen, rejected
     count, style = shared_text(chosen.steps[0], rejected.steps[0])
     _refuse_parting_in_others_turn(chosen, rejected, where)
+    if not count:
+        return None, chosen, rejected
     prompt = chosen.steps[0][:count]
     chosen, rejected = (_rest(one, count, style, where) for one in sides)
     # What a chat template wrote has the system text in it.
