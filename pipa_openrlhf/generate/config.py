@@ -23,7 +23,10 @@ def _required(value: str | None, flag: str) -> str:
 class ProblemsConfig:
     """Which problems are answered."""
 
-    file: str | None = setting(None, "JSONL with question or prompt, answer, optionally steps")
+    file: str | None = setting(
+        None, "file, folder or hub name of problems with answers: GSM8K's, MATH's or our layout"
+    )
+    split: str = setting("test", "split of what has several")
     max: int | None = setting(None, "most problems used, from the top; unset: all", least=1)
 
     @property
@@ -86,8 +89,12 @@ class EvaluateSettings:
     """How problems are answered and where results go."""
 
     output_dir: str | None = setting(None, "gets results.jsonl and summary.json")
+    decode: str = setting("greedy", "sample: several answers, majority vote and pass@k", choices=("greedy", "sample"))
+    num_answers: int = setting(8, "answers a problem, of decode sample", least=1)
+    temperature: float = setting(0.7, "of decode sample", above=0)
+    top_p: float = setting(1.0, "nucleus sampling, of decode sample; 1: off", above=0, most=1)
     max_new_tokens: int = setting(512, "longest answer", least=1)
-    batch_size: int = setting(96, "problems answered at a time", least=1)
+    batch_size: int = setting(96, "answers generated at a time", least=1)
     overwrite: bool = setting(False, "delete another evaluation there first")
 
     @property

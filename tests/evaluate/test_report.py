@@ -7,8 +7,8 @@ import pytest
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.cli.report import main
-from pipa_openrlhf.evaluate.report import comparison, text_table
-from pipa_openrlhf.evaluate.results import one_line, summarise, write_summary
+from pipa_openrlhf.evaluate.report import comparison
+from pipa_openrlhf.evaluate.results import one_line, summarise, text_table, write_summary
 
 
 def evaluation(folder, rights):
@@ -47,7 +47,7 @@ def folders(tmp_path):
 def test_comparison_with_the_interval_of_the_paired_difference(folders):
     header, sft, pipa = comparison(folders, "SFT")
     assert header[4] == "against SFT"
-    assert sft[:4] == ("SFT", "25.0%", "17.5% to 34.3%", "100") and sft[4:] == ("", "")
+    assert sft[:4] == ("SFT", "25.0%", "17.5% to 34.3%", "100") and sft[4:] == ("", "", "")
     # differences: 25 ones and 75 zeros; variance 25 * 75 / (100 * 99)
     half = 196 * math.sqrt(25 * 75 / 9900 / 100)
     assert pipa == (
@@ -57,12 +57,13 @@ def test_comparison_with_the_interval_of_the_paired_difference(folders):
         "100",
         "+25.0 points",
         f"+{25 - half:.1f} to +{25 + half:.1f}",
+        "6e-08",  # 2 / 2^25: all 25 problems that one alone solves are its
     )
 
 
 def test_no_difference_where_the_problems_are_others(folders, tmp_path):
     rows = comparison(folders | {"other": evaluation(tmp_path / "other", [1, 0])}, "SFT")
-    assert rows[3] == ("other", "50.0%", "9.5% to 90.5%", "2", "", "")
+    assert rows[3] == ("other", "50.0%", "9.5% to 90.5%", "2", "", "", "")
 
 
 def test_text_table_is_aligned(folders):
@@ -113,7 +114,10 @@ def test_refuses_an_unknown_baseline_a_name_twice_and_a_run_without_metrics(fold
 
 
 def test_one_line_of_a_summary():
-    rows = [{"right": number < 81, "predicted": None, "finished": False} for number in range(263)]
+    rows = [
+        {"problem_id": str(number), "right": number < 81, "predicted": None, "finished": False}
+        for number in range(263)
+    ]
     assert one_line(summarise(rows, {})) == (
         "accuracy 30.8% (81 of 263), 95 % interval 25.5% to 36.6%; 263 without an answer"
     )
