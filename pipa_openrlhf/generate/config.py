@@ -12,6 +12,8 @@ from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path
 from pipa_openrlhf.settings import check_bounds, setting
 
+FEW_SHOT_FLAG = "--prompt.few_shot"
+
 
 def _required(value: str | None, flag: str) -> str:
     if value is None:
@@ -36,6 +38,34 @@ class ProblemsConfig:
 
 
 @dataclass(frozen=True)
+class PromptConfig:
+    """What stands around a question, beside what the data flags say."""
+
+    style: str = setting(
+        "data",
+        "data: as the data flags say; alphamath: `<question> ... </question>`, as its models are trained",
+        choices=("data", "alphamath"),
+    )
+    few_shot: str | None = setting(None, "file of worked examples that are shown first", is_path=True)
+    shots: int | None = setting(None, "examples shown, from the top of the file; unset: all", least=1)
+
+    def check(self, data: TemplateConfig) -> None:
+        """Raises UserError."""
+        if self.style == "alphamath" and (data.input_template is not None or data.apply_chat_template):
+            raise UserError(
+                "--prompt.style alphamath is a template: remove --data.input_template and --data.apply_chat_template"
+            )
+        if self.shots is not None and self.few_shot is None:
+            raise UserError(f"--prompt.shots needs {FEW_SHOT_FLAG}")
+        is_plain = self.style == "data" and data.input_template is None and not data.apply_chat_template
+        if self.few_shot is not None and is_plain:
+            raise UserError(
+                f"{FEW_SHOT_FLAG} needs --data.input_template, --data.apply_chat_template or --prompt.style "
+                "alphamath: without one a question and its answer run together"
+            )
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """A model, a file of problems, and how prompts are written."""
 
@@ -44,6 +74,7 @@ class GenerateConfig:
     data: TemplateConfig = field(default_factory=TemplateConfig)
     train: SeedConfig = field(default_factory=SeedConfig)
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     use_ms: bool = setting(False, "download from ModelScope")
 
     def check(self) -> None:
@@ -51,6 +82,7 @@ class GenerateConfig:
         _required(self.problems.file, "--problems.file")
         check_bounds(self)
         self.data.check()
+        self.prompt.check(self.data)
         check_downloads(self.use_ms)
         check_model_path(self.model.path, MODEL_FLAG)
 

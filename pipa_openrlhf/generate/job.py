@@ -2,17 +2,17 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.chat import use_chat_template
-from pipa_openrlhf.data.render import prompt_text
 from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.evaluate.grader import grader_name
 from pipa_openrlhf.generate.config import GenerateConfig
 from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, read_problems
+from pipa_openrlhf.generate.prompts import write_prompts
 from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, plan_batches, sample_batches
 from pipa_openrlhf.model.loading import (
     load_causal_lm,
@@ -84,11 +84,8 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     )
     if config.data.apply_chat_template:
         use_chat_template(tokenizer, config.data.tokenizer_chat_template)
-    prompts = [
-        prompt_text(problem.question, tokenizer, config.data.input_template, config.data.apply_chat_template)
-        for problem in problems
-    ]
-    return Job(config, problems, prompts, tokenizer, sampling)
+    prompts, stop = write_prompts(problems, tokenizer, config)
+    return Job(config, problems, prompts, tokenizer, replace(sampling, stop=stop))
 
 
 def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str) -> None:
