@@ -1,6 +1,7 @@
 """The grader: math-verify's verdicts, and processes that hang, die or cannot start."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -84,6 +85,12 @@ def test_a_process_that_dies_is_replaced(grader):
     grader._processes[0]._process.wait()
     assert grader.same([("0.2", r"\frac{1}{5}"), ("0.3", r"\frac{3}{10}")]) == [True, True]
     assert grader.given_up == 0
+
+
+def test_memory_is_limited(grader):
+    assert grader.same([("0.75", r"\frac{3}{4}")]) == [True]
+    limits = open(f"/proc/{grader._processes[0]._process.pid}/limits").read()
+    assert re.search(r"Max address space +4294967296 ", limits)
 
 
 def test_it_works_off_the_main_thread(grader):
