@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import as_mathematics, compare_plainly
 
 _START_SECONDS = 120.0  # importing sympy on a busy machine
@@ -25,8 +26,15 @@ Pair = tuple[str, str]
 
 
 def grader_name() -> str:
-    """What grades, and its version: another grader calls other answers right."""
-    return f"math-verify {version('math-verify')} after equal numbers and equal text"
+    """What grades, and its version: another grader calls other answers right.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return f"math-verify {version('math-verify')} after equal numbers and equal text"
+    except PackageNotFoundError:
+        raise UserError("math-verify, which grades answers, is missing: run scripts/install.sh again") from None
 
 
 class Grader:
@@ -59,7 +67,7 @@ class Grader:
         """Whether each ``(prediction, gold)`` is the same answer; a prediction of None is not.
 
         Raises:
-            RuntimeError: a process cannot be started.
+            UserError: a process cannot be started.
         """
         plain = [prediction is not None and compare_plainly(prediction, gold) for prediction, gold in pairs]
         forms = [(as_mathematics(gold), as_mathematics(prediction or "")) for prediction, gold in pairs]
@@ -135,7 +143,7 @@ class _Process:
         )
         if _receive(self._process, _START_SECONDS) is None:
             self.end()
-            raise RuntimeError("a process that grades answers cannot be started; its message stands above")
+            raise UserError("a process that grades answers does not start: see its message above, or free some memory")
         return self._process
 
 

@@ -1,6 +1,6 @@
 """Rows of an evaluation: one an answer, graded, and with the answers to one problem told apart for the vote."""
 
-from pipa_openrlhf.evaluate.grader import Grader
+from pipa_openrlhf.evaluate.grader import Grader, grader_name
 from pipa_openrlhf.evaluate.grading import committed_answer
 from pipa_openrlhf.generate.job import MakeRows
 from pipa_openrlhf.generate.problems import Problem
@@ -19,8 +19,8 @@ def row_maker(grader: Grader) -> MakeRows:
         rights = [[next(flat) for _ in answers] for _, answers in answered]
         votes = _votes(grader, predicted, rights)
         return [
-            [_row(problem, *one) for one in zip(answers, *columns)]
-            for (problem, answers), *columns in zip(answered, predicted, rights, votes)
+            [_row(problem, *one) for one in zip(answers, ones, of_problem, of_votes)]
+            for (problem, answers), ones, of_problem, of_votes in zip(answered, predicted, rights, votes)
         ]
 
     return make_rows
@@ -37,6 +37,7 @@ def _row(problem: Problem, answer: Answer, predicted: str | None, right: bool, v
         "completion": answer.text,
         "finished": answer.finished,
         "num_tokens": answer.num_tokens,
+        "grader": grader_name(),
     }
 
 

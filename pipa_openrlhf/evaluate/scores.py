@@ -14,11 +14,11 @@ Rows = list[dict]
 
 
 def by_problem(rows: Rows) -> dict[str, Rows]:
-    """The rows of each problem, in the order of their samples."""
+    """The rows of each problem; no score depends on their order."""
     problems: dict[str, Rows] = {}
     for row in rows:
         problems.setdefault(row["problem_id"], []).append(row)
-    return {key: sorted(of_problem, key=_sample) for key, of_problem in problems.items()}
+    return problems
 
 
 def verdicts(rows: Rows) -> dict[str, bool]:
@@ -89,7 +89,3 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     n = only_first + only_second
     tail = sum(math.comb(n, count) for count in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**n)
-
-
-def _sample(row: dict) -> int:
-    return row.get("sample", 0)

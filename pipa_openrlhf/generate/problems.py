@@ -79,7 +79,7 @@ def read_rows(
     except UserError as error:  # which names the flags of training data
         message = str(error).replace("--data.dataset_split", "--problems.split").replace("--data.dataset", flag)
         raise UserError(message) from error
-    yield from rows_of(path, table, most)
+    yield from rows_of(path, table)
 
 
 def digest_of(problems: list[Problem]) -> str:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate import grader as module
 from pipa_openrlhf.evaluate.grader import Grader, grader_name
 
@@ -76,6 +77,7 @@ def test_a_pair_that_hangs_is_wrong_and_the_others_are_graded():
         assert one.same(pairs) == [True, False, True]
         assert one.given_up == 1
         assert one.same(pairs) == [True, False, True] and one.given_up == 1  # known: not tried again
+        assert one.same([("0.2", r"\frac{1}{5}"), ("0.3", r"\frac{1}{3}")]) == [True, False] and one.given_up == 1
         assert time.monotonic() - begun < 60
 
 
@@ -123,8 +125,19 @@ def test_a_worker_whose_parent_has_died_ends_by_itself():
 
 def test_a_process_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    with Grader(processes=1) as one, pytest.raises(RuntimeError, match="cannot be started"):
+    with Grader(processes=1) as one, pytest.raises(UserError, match="does not start"):
         one.same([("0.5", r"\frac{1}{2}")])
+
+
+def test_a_missing_grader_is_named_before_anything_is_answered(monkeypatch):
+    def missing(name):
+        raise module.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "version", missing)
+    with pytest.raises(
+        UserError, match="^math-verify, which grades answers, is missing: run scripts/install.sh again$"
+    ):
+        grader_name()
 
 
 def test_the_name_has_the_version():

@@ -130,6 +130,7 @@ def test_an_unfinished_text_commits_to_nothing_on_its_cut_off_line():
         (r"so \boxed{7}", "7"),
         (r"\boxed 7.", "7."),
         (r"\fbox{8}", "8"),
+        (r"\boxed {9}", "9"),
         (r"\boxed{1} and \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\left\{x\right\}}", r"\left\{x\right\}"),
         (r"\boxed{\}}", r"\}"),

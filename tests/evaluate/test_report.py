@@ -93,11 +93,11 @@ def test_several_answers_are_compared_by_their_majority(tmp_path):
     assert b[4] == "+71.4 points" and b[6] == "0.125"  # 2 * (1 + 7) / 2^7
 
 
-def test_different_graders_are_not_compared(folders, capsys):
+def test_different_graders_are_not_compared(folders, tmp_path, capsys):
     summary = json.loads(open(f"{folders['SFT']}/summary.json").read())
     write_summary(folders["SFT"], summary | {"grader": "other 2.0"})
     flags = ["--report.evaluations", *(f"{name}={folder}" for name, folder in folders.items())]
-    assert run(main, "report", flags) == 1
+    assert run(main, "report", [*flags, "--report.output", str(tmp_path / "report.html")]) == 1
     error = capsys.readouterr().err
     assert "SFT was graded by other 2.0 and PIPA-M by a version" in error and error.count("\n") == 1
 

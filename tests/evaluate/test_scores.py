@@ -153,11 +153,11 @@ def test_rows_tell_answers_apart():
     """Right answers are one, however they are written; so are wrong ones, and a cut-off line is no answer."""
     texts = ["#### 0.5", r"\boxed{\frac{1}{2}}", r"\boxed{\frac{1}{4}}", "#### 0.25", "#### 3", "so", "a\n#### 0.5"]
     answers = [Answer(text, finished=number < 6, num_tokens=3) for number, text in enumerate(texts)]
-    other = [Answer("#### x + 1", True, 3), Answer("#### 1 + x", True, 3)]
+    other = [Answer("#### x + 1", True, 3), Answer("#### 1 + x", True, 3), Answer("#### y", True, 3)]
     problems = [Problem("p", "half?", r"\frac{1}{2}", None, "Level 2"), Problem("q", "?", "y", None)]
     with Grader(processes=1) as grader:
         first, second = row_maker(grader)([(problems[0], answers), (problems[1], other)])
     assert [row["right"] for row in first] == [True, True, False, False, False, False, False]
     assert [row["vote"] for row in first] == [0, 0, 2, 2, 4, None, None]
     assert first[0]["level"] == "Level 2" and "type" not in first[0] and "level" not in second[0]
-    assert [(row["right"], row["vote"]) for row in second] == [(False, 0), (False, 0)]
+    assert [(row["right"], row["vote"]) for row in second] == [(False, 0), (False, 0), (True, 2)]

@@ -14,7 +14,7 @@ from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, sample_bat
 
 PROBLEMS = [Problem("1", "2 + 2?", "4", None)]
 EXAMPLES = [
-    {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+    {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2\n"},
     {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "answer": r"\frac{1}{2}"},
     {"prompt": "3 + 1?", "steps": ["3 + 1 = 4", "#### 4"], "answer": "4"},
 ]
