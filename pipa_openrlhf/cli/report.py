@@ -32,6 +32,7 @@ class ReportConfig:
 
 def main(config: ReportConfig) -> None:
     from pipa_openrlhf.evaluate import report
+    from pipa_openrlhf.evaluate.results import text_table
 
     flags = config.report
     folders = _named(flags.evaluations, "--report.evaluations")
@@ -43,13 +44,14 @@ def main(config: ReportConfig) -> None:
     runs = {name: report.read_metrics(folder) for name, folder in _named(flags.runs, "--report.runs").items()}
     rows = report.comparison(folders, baseline)
     sections = _sections(folders, runs)
-    page = report.html_page(flags.title, rows, sections, _read_text(flags.commands))
+    note = report.footnote(folders)
+    page = report.html_page(flags.title, rows, note, sections, _read_text(flags.commands))
     os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
     with open(flags.output, "w", encoding="utf-8") as file:
         file.write(page)
     if flags.pictures:
         _write_pictures(flags.pictures, sections)
-    print(f"{report.text_table(rows)}\n\n{flags.output}", flush=True)
+    print(f"{text_table(rows)}\n\n{note}\n{flags.output}", flush=True)
 
 
 def _write_pictures(folder: str, sections: list[tuple[str, str, str]]) -> None:
@@ -65,7 +67,7 @@ def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tupl
     from pipa_openrlhf.evaluate.results import read_summary
 
     summaries = {name: read_summary(folder) for name, folder in folders.items()}
-    note = "Greedy decoding on held-out problems. Error bars: 95 % Wilson intervals."
+    note = "On held-out problems. Error bars: 95 % intervals, Wilson's for one answer a problem, else by bootstrap."
     sections = [("Accuracy", plots.accuracy_bars(summaries), note)]
     judged = {name: rows for name, rows in runs.items() if plots.has_values(rows, "pipa/value_likelihood")}
     if judged:

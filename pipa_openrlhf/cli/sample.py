@@ -6,13 +6,20 @@ eos text, which training reads as the end and not as text.
 """
 
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.generate.config import SampleConfig
 
+if TYPE_CHECKING:
+    from pipa_openrlhf.evaluate.grader import Grader
+    from pipa_openrlhf.generate.job import MakeRows
+    from pipa_openrlhf.generate.problems import Problem
+    from pipa_openrlhf.generate.sampling import Answer
+
 
 def main(config: SampleConfig) -> None:
+    from pipa_openrlhf.evaluate.grader import Grader, grader_name
     from pipa_openrlhf.generate.job import prepare_job, run_job
     from pipa_openrlhf.generate.problems import RowFile
     from pipa_openrlhf.generate.sampling import SamplingSettings
@@ -28,25 +35,31 @@ def main(config: SampleConfig) -> None:
     )
     job = prepare_job(config, sampling)
     file = RowFile(config.sample.path, job.description())
-    run_job(job, file, _row_maker(job.tokenizer.eos_token), "sampling")
-    print(_summary(file.rows, config.sample.path), flush=True)
+    with Grader() as grader:
+        run_job(job, file, _row_maker(grader, job.tokenizer.eos_token), "sampling")
+    print(f"{_summary(file.rows, config.sample.path)} (graded by {grader_name()})", flush=True)
 
 
-def _row_maker(eos: str) -> Callable:
-    from pipa_openrlhf.evaluate.grading import extract_answer, is_right
+def _row_maker(grader: "Grader", eos: str) -> "MakeRows":
+    from pipa_openrlhf.evaluate.grading import extract_answer
 
-    def make_row(problem, answer) -> dict:
-        right = answer.finished and is_right(answer.text, problem.answer)
+    def make_rows(answered: list) -> list[list[dict]]:
+        flat = [(problem, answer) for problem, answers in answered for answer in answers]
+        pairs = [(extract_answer(answer.text) if answer.finished else None, one.answer) for one, answer in flat]
+        labels = iter(grader.same(pairs))
+        return [[row(problem, answer, next(labels)) for answer in answers] for problem, answers in answered]
+
+    def row(problem: "Problem", answer: "Answer", label: bool) -> dict:
         return {
             "prompt": problem.question,
             "completion": answer.text or eos,
-            "label": right,
+            "label": label,
             "answer": problem.answer,
             "predicted": extract_answer(answer.text),
             "finished": answer.finished,
         }
 
-    return make_row
+    return make_rows
 
 
 def _summary(rows: list[dict], path: str) -> str:

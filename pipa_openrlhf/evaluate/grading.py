@@ -1,4 +1,7 @@
-"""Find the final answer in a text and compare it with the right one."""
+"""Find the final answer in a text, and compare it with the right one where that needs no algebra.
+
+What needs some goes to math-verify, in ``grader.py``.
+"""
 
 import re
 from fractions import Fraction
@@ -10,7 +13,9 @@ _FINAL_ANSWER = re.compile(r"final answer\s*:(.*)", re.IGNORECASE)
 # What surrounds an answer without being part of it: bold, a math or dollar sign, a percent sign, a full stop.
 _MARKS_BEFORE = re.compile(r"(?:\*|\\?\$|\s)+")
 _MARKS_AFTER = re.compile(r"(?:\*|\\?\$|\\?%|\.|\s)+$")
-_LOOSE_SPACE = re.compile(r"\s+(?=[,)\]}])|(?<=[,(\[{])\s+")
+_DELIMITERS_AROUND = re.compile(r"^(?:\*|\\?\$|\\[(\[]|\s)+|(?:\*|\\?\$|\\[)\]]|\.|\s)+$")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|[ \t]+([^\s$\\{}]+))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def extract_answer(text: str) -> str | None:
@@ -22,32 +27,44 @@ def extract_answer(text: str) -> str | None:
     text = _without_thoughts(text)
     if "####" in text:
         answer = text.split("####", 1)[1].split("\n", 1)[0]
-    elif (boxed := _last_boxed(text)) is not None:
+    elif (boxed := last_boxed(text)) is not None:
         answer = boxed
     elif found := _FINAL_ANSWER.findall(text):
         answer = found[-1]
     else:
         return None
-    inner = _last_boxed(answer)
+    inner = last_boxed(answer)
     answer = (answer if inner is None else inner).strip()
     return answer or None
 
 
-def is_same_answer(prediction: str, gold: str) -> bool:
-    """True where both are the same number, or, where either is no number, the same text up to spaces and case."""
-    numbers = parse_number(prediction), parse_number(gold)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    return numbers[0] is numbers[1] and _LOOSE_SPACE.sub("", _bare(prediction)) == _LOOSE_SPACE.sub("", _bare(gold))
-
-
-def is_right(text: str, gold: str, finished: bool = True) -> bool:
-    """True where the text commits to the right answer.
+def committed_answer(text: str, finished: bool = True) -> str | None:
+    """The answer of a text that may have been stopped for length.
 
     The last line of an unfinished text is cut off somewhere, so only the lines before it count.
     """
-    prediction = extract_answer(text if finished else text.rpartition("\n")[0])
-    return prediction is not None and is_same_answer(prediction, gold)
+    return extract_answer(text if finished else text.rpartition("\n")[0])
+
+
+def compare_plainly(prediction: str, gold: str) -> bool | None:
+    """Compare what needs no algebra; None where the two must be read as mathematics.
+
+    Two numbers are compared exactly, and the same text up to case, spaces and marks is the same answer. Braces that do
+    not match would let a prediction out of the ``\\boxed{}`` that it is read in: it is wrong.
+    """
+    numbers = parse_number(prediction), parse_number(gold)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if _bare(prediction) == _bare(gold):
+        return True
+    return None if _has_matched_braces(prediction) else False
+
+
+def as_mathematics(answer: str) -> str:
+    """The answer as LaTeX that math-verify reads whole."""
+    answer = _DELIMITERS_AROUND.sub("", answer)
+    # A dollar sign would end the formula, and "3$4" must not become 34.
+    return "$\\boxed{" + answer.replace("\\$", " ").replace("$", " ").strip() + "}$"
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -85,14 +102,25 @@ def _without_thoughts(text: str) -> str:
     return outside.rpartition("</think>")[2]
 
 
-def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
+def last_boxed(text: str) -> str | None:
+    """What the last ``\\boxed{}`` or ``\\fbox{}`` holds; ``\\boxed 5`` holds one word. None where it is not closed."""
+    *_, found = [None, *_BOX.finditer(text)]
+    if found is None:
         return None
-    start += len("\\boxed{")
+    if found[1] is not None:
+        return found[1]
     depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
+    for brace in _BRACE.finditer(text, found.end()):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start:position]
+            return text[found.end() : brace.start()]
     return None
+
+
+def _has_matched_braces(text: str) -> bool:
+    depth = 0
+    for brace in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluate.results import RESULTS_FILE, read_summary
+from pipa_openrlhf.evaluate.results import headline, read_results, read_summary
+from pipa_openrlhf.evaluate.scores import mcnemar_p, verdicts
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -22,7 +23,8 @@ th:first-child, td:first-child { text-align: left; }
 pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
 svg { max-width: 100%; height: auto; } p.note { color: #555; font-size: .9rem; }
 """
-_COLUMNS = ("model", "accuracy", "95 % interval", "problems", "against {}", "95 % interval of it")
+_COLUMNS = ("model", "accuracy", "95 % interval", "problems", "against {}", "95 % interval of it", "p")
+_OLD_GRADER = "a version of this package without math-verify"
 
 
 def read_metrics(folder: str) -> list[dict]:
@@ -47,39 +49,56 @@ def comparison(folders: dict[str, str], baseline: str) -> list[tuple[str, ...]]:
     """Rows of the table, texts only, the header first.
 
     The interval of a difference is that of the mean per-problem difference, which is narrower than two separate
-    intervals suggest, because both models answered the same problems. It is left out where they did not.
+    intervals suggest, because both models answered the same problems. It and the p-value are left out where they did
+    not.
+
+    Raises:
+        UserError: an evaluation cannot be read, or another grader made it.
     """
-    base = _rights(folders[baseline])
-    header = tuple(column.format(baseline) for column in _COLUMNS)
-    rows = [header]
-    for name, folder in folders.items():
-        summary = read_summary(folder)
-        low, high = summary["interval_95"]
-        rights = _rights(folder)
-        row = (name, f"{summary['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(summary["n"]))
-        if name == baseline or rights.keys() != base.keys():
-            rows.append((*row, "", ""))
-        else:
-            difference, half = _paired_difference([rights[key] - base[key] for key in base])
-            rows.append((*row, f"{difference:+.1f} points", f"{difference - half:+.1f} to {difference + half:+.1f}"))
+    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    _check_graders(summaries)
+    base = verdicts(read_results(folders[baseline]))
+    rows = [tuple(column.format(baseline) for column in _COLUMNS)]
+    for name, summary in summaries.items():
+        score = headline(summary)
+        low, high = score["interval_95"]
+        shown = name if score["score"] == "accuracy" else f"{name} ({score['score']})"
+        row = (shown, f"{score['value']:.1%}", f"{low:.1%} to {high:.1%}", str(summary["n"]))
+        rights = verdicts(read_results(folders[name]))
+        is_comparable = name != baseline and rights.keys() == base.keys()
+        rows.append((*row, *(_against(rights, base) if is_comparable else ("", "", ""))))
     return rows
 
 
-def text_table(rows: list[tuple[str, ...]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+def footnote(folders: dict[str, str]) -> str:
+    """What stands under the table."""
+    grader = next(read_summary(folder).get("grader", _OLD_GRADER) for folder in folders.values())
+    return f"p: exact McNemar test on the problems that one model alone solves. Graded by {grader}."
 
 
-def html_page(title: str, rows: list[tuple[str, ...]], sections: list[tuple[str, str, str]], commands: str) -> str:
-    """``sections`` are heading, picture (SVG) and note."""
-    parts = [f"<h1>{html.escape(title)}</h1>", _html_table(rows)]
-    for heading, picture, note in sections:
-        parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(note)}</p>')
+def _check_graders(summaries: dict[str, dict]) -> None:
+    (first, grader), *others = ((name, summary.get("grader", _OLD_GRADER)) for name, summary in summaries.items())
+    for name, other in others:
+        if other != grader:
+            raise UserError(
+                f"{first} was graded by {grader} and {name} by {other}: evaluate them with the same version"
+            )
+
+
+def _against(rights: dict[str, bool], base: dict[str, bool]) -> tuple[str, str, str]:
+    difference, half = _paired_difference([rights[key] - base[key] for key in base])
+    p = mcnemar_p(sum(base[key] > rights[key] for key in base), sum(rights[key] > base[key] for key in base))
+    interval = f"{difference - half:+.1f} to {difference + half:+.1f}"
+    return f"{difference:+.1f} points", interval, f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def html_page(
+    title: str, rows: list[tuple[str, ...]], note: str, sections: list[tuple[str, str, str]], commands: str
+) -> str:
+    """``sections`` are heading, picture (SVG) and note; ``note`` is the table's."""
+    parts = [f"<h1>{html.escape(title)}</h1>", _html_table(rows), f'<p class="note">{html.escape(note)}</p>']
+    for heading, picture, words in sections:
+        parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(words)}</p>')
     if commands:
         parts.append(f"<h2>Commands</h2><pre>{html.escape(commands)}</pre>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
@@ -91,16 +110,6 @@ def _html_table(rows: list[tuple[str, ...]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
     return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
-
-
-def _rights(folder: str) -> dict[str, int]:
-    path = os.path.join(folder, RESULTS_FILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read the results of an evaluation ({error})") from error
-    return {row["problem_id"]: int(row["right"]) for row in rows}
 
 
 def _paired_difference(differences: list[int]) -> tuple[float, float]:
@@ -119,8 +128,9 @@ matplotlib.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid
 def accuracy_bars(summaries: dict[str, dict]) -> str:
     """One bar a model, with its 95 % interval."""
     figure, axes = _figure(1)
-    low_high = [summary["interval_95"] for summary in summaries.values()]
-    heights = [100 * summary["accuracy"] for summary in summaries.values()]
+    scores = [headline(summary) for summary in summaries.values()]
+    low_high = [score["interval_95"] for score in scores]
+    heights = [100 * score["value"] for score in scores]
     errors = [
         [height - 100 * low for height, (low, _) in zip(heights, low_high)],
         [100 * high - height for height, (_, high) in zip(heights, low_high)],

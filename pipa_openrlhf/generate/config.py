@@ -12,6 +12,8 @@ from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path
 from pipa_openrlhf.settings import check_bounds, setting
 
+FEW_SHOT_FLAG = "--prompt.few_shot"
+
 
 def _required(value: str | None, flag: str) -> str:
     if value is None:
@@ -23,13 +25,44 @@ def _required(value: str | None, flag: str) -> str:
 class ProblemsConfig:
     """Which problems are answered."""
 
-    file: str | None = setting(None, "JSONL with question or prompt, answer, optionally steps")
+    file: str | None = setting(
+        None, "file, folder or hub name of problems with answers: GSM8K's, MATH's or our layout"
+    )
+    split: str = setting("test", "split of what has several")
     max: int | None = setting(None, "most problems used, from the top; unset: all", least=1)
 
     @property
     def path(self) -> str:
         """Raises UserError where no file is given."""
         return _required(self.file, "--problems.file")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What stands around a question, beside what the data flags say."""
+
+    style: str = setting(
+        "data",
+        "data: as the data flags say; alphamath: `<question> ... </question>`, as its models are trained",
+        choices=("data", "alphamath"),
+    )
+    few_shot: str | None = setting(None, "file of worked examples that are shown first", is_path=True)
+    shots: int | None = setting(None, "examples shown, from the top of the file; unset: all", least=1)
+
+    def check(self, data: TemplateConfig) -> None:
+        """Raises UserError."""
+        if self.style == "alphamath" and (data.input_template is not None or data.apply_chat_template):
+            raise UserError(
+                "--prompt.style alphamath is a template: remove --data.input_template and --data.apply_chat_template"
+            )
+        if self.shots is not None and self.few_shot is None:
+            raise UserError(f"--prompt.shots needs {FEW_SHOT_FLAG}")
+        is_plain = self.style == "data" and data.input_template is None and not data.apply_chat_template
+        if self.few_shot is not None and is_plain:
+            raise UserError(
+                f"{FEW_SHOT_FLAG} needs --data.input_template, --data.apply_chat_template or --prompt.style "
+                "alphamath: without one a question and its answer run together"
+            )
 
 
 @dataclass(frozen=True)
@@ -41,6 +74,7 @@ class GenerateConfig:
     data: TemplateConfig = field(default_factory=TemplateConfig)
     train: SeedConfig = field(default_factory=SeedConfig)
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     use_ms: bool = setting(False, "download from ModelScope")
 
     def check(self) -> None:
@@ -48,6 +82,7 @@ class GenerateConfig:
         _required(self.problems.file, "--problems.file")
         check_bounds(self)
         self.data.check()
+        self.prompt.check(self.data)
         check_downloads(self.use_ms)
         check_model_path(self.model.path, MODEL_FLAG)
 
@@ -86,8 +121,12 @@ class EvaluateSettings:
     """How problems are answered and where results go."""
 
     output_dir: str | None = setting(None, "gets results.jsonl and summary.json")
+    decode: str = setting("greedy", "sample: several answers, majority vote and pass@k", choices=("greedy", "sample"))
+    num_answers: int = setting(8, "answers a problem, of decode sample", least=1)
+    temperature: float = setting(0.7, "of decode sample", above=0)
+    top_p: float = setting(1.0, "nucleus sampling, of decode sample; 1: off", above=0, most=1)
     max_new_tokens: int = setting(512, "longest answer", least=1)
-    batch_size: int = setting(96, "problems answered at a time", least=1)
+    batch_size: int = setting(96, "answers generated at a time", least=1)
     overwrite: bool = setting(False, "delete another evaluation there first")
 
     @property

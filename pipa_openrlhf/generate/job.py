@@ -1,18 +1,18 @@
 """A model, a file of problems, and how to answer them: what `sample` and `evaluate` share."""
 
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.chat import use_chat_template
-from pipa_openrlhf.data.render import prompt_text
 from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
+from pipa_openrlhf.evaluate.grader import grader_name
 from pipa_openrlhf.generate.config import GenerateConfig
-from pipa_openrlhf.generate.problems import Problem, RowFile, read_problems
+from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, read_problems
+from pipa_openrlhf.generate.prompts import write_prompts
 from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, plan_batches, sample_batches
 from pipa_openrlhf.model.loading import (
     load_causal_lm,
@@ -24,6 +24,9 @@ from pipa_openrlhf.prior.key import weights_id
 from pipa_openrlhf.remembered import user_cache_dir
 
 log = logging.getLogger(__name__)
+
+# From problems with all their answers to as many rows each, so that answers are graded together.
+MakeRows = Callable[[list[tuple[Problem, list[Answer]]]], list[list[dict]]]
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,14 @@ class Job:
     def description(self) -> dict:
         """Everything the answers depend on, as JSON."""
         config = self.config
-        with open(config.problems.path, "rb") as file:
-            problems_sha256 = hashlib.sha256(file.read()).hexdigest()
         return {
             "model": config.model.path,
             "weights": weights_id(config.model.path, user_cache_dir("prior")),
             "dtype": config.ds.param_dtype,
             "problems": config.problems.path,
-            "problems_sha256": problems_sha256,
             "num_problems": len(self.problems),
+            "problems_sha256": digest_of(self.problems),
+            "grader": grader_name(),
             "first_prompt": self.prompts[0],
             **asdict(self.sampling),
         }
@@ -73,7 +75,7 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     config.check()
     if config.use_ms:
         use_modelscope()
-    problems = read_problems(config.problems.path, config.problems.max)
+    problems = read_problems(config.problems.path, config.problems.max, config.problems.split, config.use_ms)
     tokenizer = load_tokenizer(
         config.model.path,
         use_fast=not config.data.disable_fast_tokenizer,
@@ -82,14 +84,11 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     )
     if config.data.apply_chat_template:
         use_chat_template(tokenizer, config.data.tokenizer_chat_template)
-    prompts = [
-        prompt_text(problem.question, tokenizer, config.data.input_template, config.data.apply_chat_template)
-        for problem in problems
-    ]
-    return Job(config, problems, prompts, tokenizer, sampling)
+    prompts, stop = write_prompts(problems, tokenizer, config)
+    return Job(config, problems, prompts, tokenizer, replace(sampling, stop=stop))
 
 
-def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict], title: str) -> None:
+def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str) -> None:
     """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
     done = {(row["problem_id"], row["sample"]) for row in file.rows}
     samples = range(job.sampling.num_samples)
@@ -104,12 +103,12 @@ def run_job(job: Job, file: RowFile, make_row: Callable[[Problem, Answer], dict]
     total = len(job.problems) * len(samples)
     with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
         for batch, answers in sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling):
-            rows = []
-            for index, answers_of_problem in zip(batch, answers):
-                problem = job.problems[index]
-                for sample, answer in enumerate(answers_of_problem):
-                    if (problem.problem_id, sample) not in done:
-                        key = {"problem_id": problem.problem_id, "sample": sample}
-                        rows.append(key | make_row(problem, answer))
+            problems = [job.problems[index] for index in batch]
+            rows = [
+                {"problem_id": problem.problem_id, "sample": sample} | row
+                for problem, of_problem in zip(problems, make_rows(list(zip(problems, answers))))
+                for sample, row in enumerate(of_problem)
+                if (problem.problem_id, sample) not in done
+            ]
             file.append(rows)
             bar.update(len(rows))

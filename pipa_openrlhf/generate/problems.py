@@ -1,60 +1,132 @@
-"""Read a file of problems: one JSON object a line, with a question and its answer."""
+"""Read problems, in the layouts that they are published in, and write rows that are made of them."""
 
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 
-from pipa_openrlhf.data.json_rows import read_json_rows
+from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
+from pipa_openrlhf.data.tables import read_table, rows_of
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluate.grading import last_boxed
 
-_QUESTION_KEYS = ("question", "prompt")
+_QUESTION_KEYS = ("question", "prompt", "problem")
+_TYPE_KEYS = ("type", "subject")
+_TABLES = (".parquet", ".csv", ".arrow")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its right answer; ``steps`` is the worked answer, None where the file has none."""
+    """A question and its right answer.
+
+    Attributes:
+        steps: the worked answer; None where the file has none.
+        level, type: as MATH has them; None where the file has none.
+    """
 
     problem_id: str
     question: str
     answer: str
     steps: list[str] | None
+    level: str | None = None
+    type: str | None = None
 
 
-def read_problems(path: str, most: int | None = None) -> list[Problem]:
-    """The first ``most`` problems of a JSONL file or a JSON list (unset: all).
+def read_problems(path: str, most: int | None = None, split: str = "test", use_ms: bool = False) -> list[Problem]:
+    """The first ``most`` problems (unset: all) of a file, a folder, or a data set of the hub.
 
-    A row has ``question`` or ``prompt``, ``answer`` (what follows its last ``####``, as in GSM8K, where it has one),
-    and optionally ``problem_id`` (default: the number of the row, from 1) and ``steps``. Other columns are ignored.
+    A row has ``question``, ``prompt`` or ``problem``, and ``answer`` (what follows its last ``####``, as in GSM8K,
+    where it has one) or else ``solution`` with the answer in its last ``\\boxed{}``, as in MATH. It may have
+    ``problem_id`` (default: the number of the row, from 1), ``steps``, ``level``, and ``type`` or ``subject``. Other
+    columns are ignored.
+
+    Args:
+        split: of what has several; a file with one is read whole.
 
     Raises:
-        UserError: no such file, no rows, a row that cannot be read, or a repeated ``problem_id``.
+        UserError: no such data, no rows, a row that cannot be read, or a repeated ``problem_id``.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--problems.file {path}: no such file")
     problems: dict[str, Problem] = {}
-    for number, (where, row) in enumerate(islice(read_json_rows(path), most), start=1):
+    for number, (where, row) in enumerate(read_rows(path, most, split, use_ms), start=1):
         problem = _parse(row, number, where)
         if problem.problem_id in problems:
             raise UserError(f"{where}: problem_id {problem.problem_id!r} was used before; make them differ")
         problems[problem.problem_id] = problem
+    if not problems:
+        raise UserError(f"--problems.file {path}: it has no rows; add some")
     return list(problems.values())
 
 
-def _parse(row: dict, number: int, where: str) -> Problem:
-    question = next((row[key] for key in _QUESTION_KEYS if key in row), None)
+def read_rows(
+    path: str, most: int | None, split: str = "test", use_ms: bool = False, flag: str = "--problems.file"
+) -> Iterator[tuple[str, dict]]:
+    """``(where, row)`` of the first ``most`` rows.
+
+    Raises:
+        UserError: there is no such data, or it cannot be read.
+    """
+    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or is_json_path(path) or path.endswith(_TABLES)
+    if not os.path.exists(path) and looks_local:
+        raise UserError(f"{flag} {path}: no such file")
+    if os.path.isfile(path) and not path.lower().endswith(_TABLES):
+        yield from islice(read_json_rows(path, split), most)
+        return
+    try:
+        table = read_table(path, split, sys.maxsize if most is None else most, use_ms)
+    except UserError as error:  # which names the flags of training data
+        message = str(error).replace("--data.dataset_split", "--problems.split").replace("--data.dataset", flag)
+        raise UserError(message) from error
+    yield from rows_of(path, table)
+
+
+def digest_of(problems: list[Problem]) -> str:
+    """Of the content, wherever it was read from."""
+    return hashlib.sha256(json.dumps([asdict(problem) for problem in problems]).encode()).hexdigest()
+
+
+def question_of(row: dict, where: str) -> str:
+    """Raises UserError where the row has none."""
+    question = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: needs a text column `question` or `prompt`; it has {_names(row)}")
-    answer = row.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise UserError(f"{where}: needs a column `answer` with a text or a number; it has {_names(row)}")
-    answer = str(answer).rpartition("####")[2].strip()
-    if not answer:
-        raise UserError(f"{where}: `answer` is empty; give it a text or remove the row")
+        names = ", ".join(f"`{key}`" for key in _QUESTION_KEYS[:-1])
+        raise UserError(f"{where}: needs a text column {names} or `{_QUESTION_KEYS[-1]}`; it has {_names(row)}")
+    return question
+
+
+def _parse(row: dict, number: int, where: str) -> Problem:
+    question, answer = question_of(row, where), _gold_answer(row, where)
     steps = row.get("steps")
     if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
         raise UserError(f"{where}: `steps` must be a list of texts, one a step")
-    return Problem(str(row.get("problem_id", number)), question, answer, steps)
+    problem_id = row.get("problem_id")
+    kind = next((row[key] for key in _TYPE_KEYS if row.get(key) is not None), None)
+    return Problem(
+        str(number if problem_id is None else problem_id),
+        question,
+        answer,
+        steps,
+        level=None if row.get("level") is None else str(row["level"]),
+        type=None if kind is None else str(kind),
+    )
+
+
+def _gold_answer(row: dict, where: str) -> str:
+    answer, solution = row.get("answer"), row.get("solution")
+    if answer is None and isinstance(solution, str):
+        answer = last_boxed(solution)
+        if not answer or not answer.strip():
+            raise UserError(f"{where}: `solution` has no answer in \\boxed{{}}; add one, or a column `answer`")
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise UserError(f"{where}: needs a column `answer` with a text or a number; it has {_names(row)}")
+    text = str(answer).rpartition("####")[2]
+    boxed = last_boxed(text)
+    text = (text if boxed is None else boxed).strip()
+    if not text:
+        raise UserError(f"{where}: `answer` is empty; give it a text or remove the row")
+    return text
 
 
 def _names(row: dict) -> str:

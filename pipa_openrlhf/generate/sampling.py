@@ -15,7 +15,10 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How answers are drawn. ``temperature`` 0 is greedy decoding; ``batch_size`` counts answers."""
+    """How answers are drawn.
+
+    ``temperature`` 0 is greedy decoding; ``batch_size`` counts answers; an answer ends before the text ``stop``.
+    """
 
     num_samples: int = 1
     temperature: float = 0.0
@@ -23,6 +26,7 @@ class SamplingSettings:
     max_new_tokens: int = 512
     batch_size: int = 96
     seed: int = 42
+    stop: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ def _sample(
     cache = _prompt_cache(model, ids, mask, settings.num_samples)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
     generate: Any = model.generate  # of a mixin that only language models have
-    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache)
+    stopping = {"stop_strings": [settings.stop], "tokenizer": tokenizer} if settings.stop else {}
+    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **stopping)
     ends = model.generation_config.eos_token_id
     answers = [
-        _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends)
+        _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends, settings.stop)
         for row, row_mask, new in zip(ids, mask, output[:, ids.shape[1] :])
     ]
     return [answers[start : start + settings.num_samples] for start in range(0, len(answers), settings.num_samples)]
@@ -122,7 +127,9 @@ def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id
     )
 
 
-def _to_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], ends: list[int]) -> Answer:
+def _to_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], ends: list[int], stop: str | None
+) -> Answer:
     def decoded(tokens: list[int]) -> str:
         text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast(str, text)  # of one list of tokens
@@ -130,4 +137,13 @@ def _to_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[
     length = next((position for position, token in enumerate(new) if token in ends), len(new))
     # Some tokenizers drop a leading space when they decode, so the answer is what it adds to the decoded prompt.
     text = decoded(prompt + new[:length])[len(decoded(prompt)) :]
-    return Answer(text, finished=length < len(new), num_tokens=min(length + 1, len(new)))
+    num_tokens = min(length + 1, len(new))
+    if stop is not None and stop in text:
+        # generate() fills the row up with padding, which is an end only where it is the eos token.
+        num_tokens = min(num_tokens, len(new) - _trailing(tokenizer.pad_token_id, new))
+        return Answer(text.partition(stop)[0], finished=True, num_tokens=num_tokens)
+    return Answer(text, finished=length < len(new), num_tokens=num_tokens)
+
+
+def _trailing(token: int | None, tokens: list[int]) -> int:
+    return next((count for count, one in enumerate(reversed(tokens)) if one != token), len(tokens))

@@ -7,18 +7,18 @@ import pytest
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.cli.report import main
-from pipa_openrlhf.evaluate.report import comparison, text_table
-from pipa_openrlhf.evaluate.results import one_line, summarise, write_summary
+from pipa_openrlhf.evaluate.report import comparison
+from pipa_openrlhf.evaluate.results import one_line, summarise, text_table, write_summary
 
 
-def evaluation(folder, rights):
+def evaluation(folder, rights, grader=None):
     folder.mkdir()
     rows = [
         {"problem_id": str(index), "right": bool(right), "predicted": "1", "finished": True}
         for index, right in enumerate(rights)
     ]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_summary(str(folder), summarise(rows, {"model": folder.name}))
+    write_summary(str(folder), summarise(rows, {"model": folder.name} | ({"grader": grader} if grader else {})))
     return str(folder)
 
 
@@ -47,7 +47,7 @@ def folders(tmp_path):
 def test_comparison_with_the_interval_of_the_paired_difference(folders):
     header, sft, pipa = comparison(folders, "SFT")
     assert header[4] == "against SFT"
-    assert sft[:4] == ("SFT", "25.0%", "17.5% to 34.3%", "100") and sft[4:] == ("", "")
+    assert sft[:4] == ("SFT", "25.0%", "17.5% to 34.3%", "100") and sft[4:] == ("", "", "")
     # differences: 25 ones and 75 zeros; variance 25 * 75 / (100 * 99)
     half = 196 * math.sqrt(25 * 75 / 9900 / 100)
     assert pipa == (
@@ -57,18 +57,64 @@ def test_comparison_with_the_interval_of_the_paired_difference(folders):
         "100",
         "+25.0 points",
         f"+{25 - half:.1f} to +{25 + half:.1f}",
+        "6e-08",  # 2 / 2^25: all 25 problems that one alone solves are its
     )
 
 
 def test_no_difference_where_the_problems_are_others(folders, tmp_path):
     rows = comparison(folders | {"other": evaluation(tmp_path / "other", [1, 0])}, "SFT")
-    assert rows[3] == ("other", "50.0%", "9.5% to 90.5%", "2", "", "")
+    assert rows[3] == ("other", "50.0%", "9.5% to 90.5%", "2", "", "", "")
+
+
+def test_several_answers_are_compared_by_their_majority(tmp_path):
+    def several(name, *answers):
+        """Each a problem of three answers, ``(vote, right)``."""
+        (tmp_path / name).mkdir()
+        rows = [
+            {
+                "problem_id": str(index),
+                "sample": sample,
+                "right": right,
+                "predicted": "1",
+                "vote": vote,
+                "finished": True,
+            }
+            for index, of_problem in enumerate(answers)
+            for sample, (vote, right) in enumerate(of_problem)
+        ]
+        (tmp_path / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_summary(str(tmp_path / name), summarise(rows, {}))
+        return str(tmp_path / name)
+
+    solved, unsolved = [(0, True), (1, False), (0, True)], [(0, True), (1, False), (1, False)]
+    folders = {"a": several("a", *[unsolved] * 6, solved), "b": several("b", *[solved] * 6, unsolved)}
+    _, a, b = comparison(folders, "a")
+    assert a[:2] == ("a (maj@3)", "14.3%") and b[:2] == ("b (maj@3)", "85.7%")
+    assert b[4] == "+71.4 points" and b[6] == "0.125"  # 2 * (1 + 7) / 2^7
+
+
+def test_different_graders_are_not_compared(folders, tmp_path, capsys):
+    summary = json.loads(open(f"{folders['SFT']}/summary.json").read())
+    write_summary(folders["SFT"], summary | {"grader": "other 2.0"})
+    flags = ["--report.evaluations", *(f"{name}={folder}" for name, folder in folders.items())]
+    assert run(main, "report", [*flags, "--report.output", str(tmp_path / "report.html")]) == 1
+    error = capsys.readouterr().err
+    assert "SFT was graded by other 2.0 and PIPA-M by a version" in error and error.count("\n") == 1
 
 
 def test_text_table_is_aligned(folders):
     lines = text_table(comparison(folders, "SFT")).splitlines()
     assert len(lines) == 4 and set(lines[1]) == {"-"}
     assert lines[2].index("25.0%") == lines[3].index("50.0%")
+
+
+def test_every_table_names_the_grader(tmp_path, capsys):
+    folder = evaluation(tmp_path / "a", [1, 0], "math-verify 0.9.0")
+    assert (
+        run(main, "report", ["--report.evaluations", f"a={folder}", "--report.output", str(tmp_path / "r.html")]) == 0
+    )
+    for text in (capsys.readouterr().out, (tmp_path / "r.html").read_text()):
+        assert "Graded by math-verify 0.9.0." in text and "McNemar" in text
 
 
 def test_command_writes_a_page_that_stands_alone(folders, tmp_path, capsys):
@@ -113,7 +159,10 @@ def test_refuses_an_unknown_baseline_a_name_twice_and_a_run_without_metrics(fold
 
 
 def test_one_line_of_a_summary():
-    rows = [{"right": number < 81, "predicted": None, "finished": False} for number in range(263)]
+    rows = [
+        {"problem_id": str(number), "right": number < 81, "predicted": None, "finished": False}
+        for number in range(263)
+    ]
     assert one_line(summarise(rows, {})) == (
         "accuracy 30.8% (81 of 263), 95 % interval 25.5% to 36.6%; 263 without an answer"
     )

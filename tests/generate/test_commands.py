@@ -220,3 +220,42 @@ def test_chat_template_gives_the_prompt_that_training_uses(flags, model_folder, 
     assert (
         tokenizer.decode(first.input_ids[: first.prompt_len]) == settings["first_prompt"] == "<user>right?<assistant>"
     )
+
+
+def test_evaluate_several_answers_by_level(flags, tmp_path, capsys):
+    """Temperature near 0 on a model that knows one answer: all its answers to a problem are the same."""
+    problems = [RIGHT | {"level": "Level 1"}, WRONG | {"level": "Level 2"}]
+    (tmp_path / "levels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    folder = tmp_path / "evaluation"
+    flags = flags | {"--problems.file": str(tmp_path / "levels.jsonl"), "--evaluate.output_dir": str(folder)}
+    flags |= {"--evaluate.max_new_tokens": "32", "--evaluate.decode": "sample", "--evaluate.num_answers": "3"}
+    flags |= {"--evaluate.temperature": "0.001", "--evaluate.batch_size": "3"}
+    assert call(evaluate, flags) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy 50.0% (3 of 6 answers to 2 problems), 95 % interval 0.0% to 100.0%" in printed
+    assert printed.count("math-verify 0.9.0") == 2  # under the table, and in the line
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["grader"].startswith("math-verify 0.9.0")
+    scores = {(one["score"], one.get("level")): one["value"] for one in summary["scores"]}
+    assert scores["maj@3", None] == scores["pass@2", None] == 0.5
+    assert scores["maj@3", "Level 1"] == 1 and scores["pass@3", "Level 2"] == 0
+
+    whole = (folder / "results.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (folder / "results.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:-5])
+    assert call(evaluate, flags) == 0
+    assert (folder / "results.jsonl").read_bytes() == whole
+    assert call(evaluate, flags | {"--evaluate.decode": "greedy"}) == 1
+    assert "num_samples 3, not 1" in capsys.readouterr().err
+
+
+def test_evaluate_with_worked_examples(flags, tmp_path):
+    """The prompt is what the settings say, and the model of one answer still gives it."""
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text(json.dumps({"question": "one?", "answer": "1 = 1\n#### 1"}) + "\n")
+    folder = tmp_path / "evaluation"
+    more = {"--prompt.few_shot": str(examples), "--evaluate.output_dir": str(folder), "--evaluate.max_new_tokens": "4"}
+    assert call(evaluate, flags | more | {"--data.input_template": "Q: {}\n"}) == 0
+    settings = json.loads((folder / "results.jsonl.settings.json").read_text())
+    assert settings["first_prompt"] == "Q: one?\n1 = 1\n#### 1\n\nQ: right?\n"
+    assert settings["stop"] == "\nQ:"

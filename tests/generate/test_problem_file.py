@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipa_openrlhf.errors import UserError
@@ -35,7 +37,7 @@ def test_reads_our_own_format_and_gsm8k(tmp_path):
     [
         ("{", ["line 2", "not valid JSON"]),
         ([1], ["line 2", "object"]),
-        ({"answer": "2"}, ["line 2", "`question` or `prompt`", "answer"]),
+        ({"answer": "2"}, ["line 2", "`question`, `prompt` or `problem`", "answer"]),
         ({"question": " ", "answer": "2"}, ["line 2", "question"]),
         ({"question": ["x"], "answer": "2"}, ["line 2", "question"]),
         ({"question": "x"}, ["line 2", "`answer`"]),
@@ -71,3 +73,51 @@ def test_step_labels_need_worked_steps():
 @pytest.mark.parametrize("step", ["1. 1 + 1 = 2", "**1 + 1 = 2**", r"\(1 \times 1 = 1\)", "In 3 days: 1 × 2 = 2"])
 def test_worked_steps_may_be_laid_out(step):
     require_steps([Problem("1", "q", "2", [step, "#### 2"])], "problems.jsonl")
+
+
+MATH = {
+    "problem": "Half?",
+    "level": "Level 3",
+    "type": "Algebra",
+    "solution": r"It is \boxed{1}. No, $\boxed{\frac{1}{2}}$.",
+}
+
+
+def test_reads_the_layouts_of_math(tmp_path):
+    path = write(
+        tmp_path / "math.jsonl",
+        MATH,
+        {"problem": "Half?", "answer": "\\frac12", "solution": r"\boxed{7}", "level": 5, "subject": "Geometry"},
+        {"problem": "One?", "answer": r"$\boxed{1}$", "problem_id": None},
+    )
+    assert read_problems(path) == [
+        Problem("1", "Half?", r"\frac{1}{2}", None, "Level 3", "Algebra"),
+        Problem("2", "Half?", "\\frac12", None, "5", "Geometry"),
+        Problem("3", "One?", "1", None),
+    ]
+
+
+def test_reads_parquet(tmp_path):
+    path = str(tmp_path / "math.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([MATH, {**MATH, "level": None}, MATH]), path)
+    expected = Problem("1", "Half?", r"\frac{1}{2}", None, "Level 3", "Algebra")
+    assert read_problems(path, most=2) == [expected, Problem("2", "Half?", r"\frac{1}{2}", None, None, "Algebra")]
+
+
+def test_reads_the_wanted_split_of_a_folder(tmp_path):
+    write(tmp_path / "train.jsonl", {"question": "1?", "answer": "1"})
+    write(tmp_path / "test.jsonl", {"question": "2?", "answer": "2"})
+    assert [one.answer for one in read_problems(str(tmp_path))] == ["2"]
+    assert [one.answer for one in read_problems(str(tmp_path), split="train")] == ["1"]
+    with pytest.raises(UserError, match="no split 'dev', it has .*; choose one by --problems.split$"):
+        read_problems(str(tmp_path), split="dev")
+
+
+def test_data_that_are_not_there(tmp_path):
+    for path in (str(tmp_path / "none.parquet"), "./none", "none.jsonl"):
+        with pytest.raises(UserError, match=f"--problems.file {path}: no such file"):
+            read_problems(path)
+    with pytest.raises(UserError, match="^nobody/nothing: "):
+        read_problems("nobody/nothing")
+    with pytest.raises(UserError, match=r"line 1: `solution` has no answer in \\boxed\{\}"):
+        read_problems(write(tmp_path / "p.jsonl", {"problem": "?", "solution": "7"}))

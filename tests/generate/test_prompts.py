@@ -1,0 +1,106 @@
+"""What a model is shown: AlphaMath's template, worked examples, and where an answer ends after them."""
+
+import json
+
+import pytest
+from test_sampling import PROMPTS, make_model, make_tokenizer
+
+from pipa_openrlhf.data.config import TemplateConfig
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.generate.config import GenerateConfig, PromptConfig
+from pipa_openrlhf.generate.problems import Problem
+from pipa_openrlhf.generate.prompts import read_examples, write_prompts
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, sample_batches
+
+PROBLEMS = [Problem("1", "2 + 2?", "4", None)]
+EXAMPLES = [
+    {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2\n"},
+    {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "answer": r"\frac{1}{2}"},
+    {"prompt": "3 + 1?", "steps": ["3 + 1 = 4", "#### 4"], "answer": "4"},
+]
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in EXAMPLES))
+    return str(path)
+
+
+def written(data=None, tokenizer=None, **prompt):
+    config = GenerateConfig(data=TemplateConfig(**(data or {})), prompt=PromptConfig(**prompt))
+    config.prompt.check(config.data)
+    (text,), stop = write_prompts(PROBLEMS, tokenizer, config)
+    return text, stop
+
+
+def test_alphamath_template():
+    assert written(style="alphamath") == ("<question> 2 + 2? </question>\n", None)
+
+
+def test_examples_come_first_in_the_template(examples):
+    text, stop = written({"input_template": "Question: {}\nAnswer: "}, few_shot=examples)
+    assert text == (
+        "Question: 1 + 1?\nAnswer: 1 + 1 = 2\n#### 2\n\n"
+        "Question: Half?\nAnswer: It is $\\boxed{\\frac{1}{2}}$.\n\n"
+        "Question: 3 + 1?\nAnswer: 3 + 1 = 4\n#### 4\n\n"
+        "Question: 2 + 2?\nAnswer: "
+    )
+    assert stop == "\nQuestion:"
+
+
+def test_some_examples_and_a_template_that_begins_with_the_question(examples):
+    assert written({"input_template": "{}\n"}, few_shot=examples, shots=1) == (
+        "1 + 1?\n1 + 1 = 2\n#### 2\n\n2 + 2?\n",
+        None,
+    )
+    assert written(style="alphamath", few_shot=examples, shots=1)[1] == "\n<question>"
+
+
+def test_examples_are_turns_of_a_chat(examples):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT
+    assert written({"apply_chat_template": True}, tokenizer, few_shot=examples, shots=1) == (
+        "<user>1 + 1?<assistant>1 + 1 = 2\n#### 2<user>2 + 2?<assistant>",
+        None,
+    )
+
+
+def test_examples_that_cannot_be_used(tmp_path, examples):
+    with pytest.raises(UserError, match="has 3 examples, not the 4 of --prompt.shots"):
+        read_examples(examples, 4)
+    with pytest.raises(UserError, match="^--prompt.few_shot /none.jsonl: no such file"):
+        read_examples("/none.jsonl", None)
+    for row in ({"question": "?"}, {"question": "?", "answer": " "}, {"question": "?", "answer": 4}):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match="line 1: an example needs a worked answer"):
+            read_examples(str(tmp_path / "bad.jsonl"), None)
+
+
+@pytest.mark.parametrize(
+    "data, prompt, words",
+    [
+        ({"input_template": "{}"}, {"style": "alphamath"}, "remove --data.input_template"),
+        ({"apply_chat_template": True}, {"style": "alphamath"}, "remove --data.input_template"),
+        ({"input_template": "{}"}, {"shots": 2}, "--prompt.shots needs --prompt.few_shot"),
+        ({}, {"few_shot": "x.jsonl"}, "run together"),
+    ],
+)
+def test_flags_that_do_not_go_together(data, prompt, words):
+    with pytest.raises(UserError, match=words):
+        written(data, **prompt)
+
+
+@pytest.mark.parametrize("pad", ["<end>", "!"])
+def test_an_answer_ends_before_the_stop_text(pad):
+    """Whatever fills its row up while the batch goes on."""
+    model, tokenizer = make_model(2), make_tokenizer()
+    tokenizer.pad_token = pad
+    _, plain = next(sample_batches(model, tokenizer, PROMPTS, [[0, 1]], SamplingSettings(max_new_tokens=12)))
+    before = plain[0][0].text.partition("@2")[0]
+    assert before != plain[0][0].text and "@2" not in plain[1][0].text
+    settings = SamplingSettings(max_new_tokens=12, stop="@2")
+    _, cut = next(sample_batches(model, tokenizer, PROMPTS, [[0, 1]], settings))
+    assert cut[0] == [Answer(before, finished=True, num_tokens=9)]  # a token a character, and two of the stop text
+    assert cut[1] == plain[1]
