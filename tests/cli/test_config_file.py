@@ -47,6 +47,19 @@ def test_a_config_comes_back_from_its_yaml(tmp_path, changes):
     assert flatten(parse("train_pipa", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
 
 
+def test_a_flags_former_name_still_works(tmp_path):
+    """On the command line, in a file by hand, and in the config.yaml that a run of an earlier version left."""
+    assert parse("train_pipa", []).train.share_prefixes is True
+    assert parse("train_pipa", ["--train.share_prompts", "false"]).train.share_prefixes is False
+    assert parse("train_dpo", ["--train.share_prompts=false", "--train.share_prefixes=true"]).train.share_prefixes
+    path = write(tmp_path / "run.yaml", "train.share_prompts: false\n")
+    assert parse("train_pipa", ["--config", path]).train.share_prefixes is False
+    assert parse("train_pipa", ["--config", path, "--train.share_prefixes", "true"]).train.share_prefixes is True
+    earlier = to_yaml(new_config("train_pipa")).replace("share_prefixes: true", "share_prompts: false")
+    config = parse("train_pipa", ["--config", write(tmp_path / "config.yaml", earlier)])
+    assert config.train.share_prefixes is False and "share_prompts" not in to_yaml(config)
+
+
 def test_paths_in_the_file_mean_the_same_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").touch()

@@ -145,8 +145,13 @@ def test_answers_to_one_prompt_stand_side_by_side_in_the_order_of_their_tokens()
     sizes = UnitSizes(lengths, prompts, "shared", lambda units: [sequences[unit] for unit in units])
     assert sizes.line_up(np.arange(6)).units.tolist() == [2, 5, 4, 0, 3, 1]
     assert sizes.line_up(np.array([3, 0, 4])).units.tolist() == [4, 0, 3]
-    stretches = [part.tolist() for part in sizes.stretches(np.arange(6), 4)]
-    assert [set(part) for part in stretches] == [{0, 2, 4, 5}, {1, 3}]
+
+
+def test_stretches_keep_a_prompt_together_without_its_tokens():
+    prompts = np.array([0, 1, 0, 1, 0, 0])
+    sizes = UnitSizes(np.array([3, 9, 3, 1, 3, 4]), prompts, "shared")
+    stretches = [part.tolist() for part in sizes.stretches(np.arange(6), 2)]
+    assert stretches == [[1, 3], [5, 0], [2, 4]], "the longer prompt first, its longer answers first"
 
 
 def test_eight_answers_that_begin_alike_are_counted_by_what_they_add():
