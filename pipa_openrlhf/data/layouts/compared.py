@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import paired
 from pipa_openrlhf.data.layouts.conversation import read_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import read_prompt
@@ -77,8 +78,8 @@ def _comparison(row: dict) -> Comparison | None:
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has the columns of one of the comparisons."""
-    return _comparison(row) is not None
+    """Whether the row has the columns of one of the comparisons, and none that name the better side."""
+    return _comparison(row) is not None and not paired.fits(row, flags)
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:

@@ -10,24 +10,31 @@ from pipa_openrlhf.errors import UserError
 
 COLUMNS = ("chosen", "rejected")
 READING = (
-    "a better and a worse answer; without a prompt column the prompt is what both begin with. Also `chosen_response` "
-    "/ `rejected_response`, `preferred_output` / `non_preferred_output`, `messages` that end with the better answer "
-    "beside `rejected_response`"
+    "a better and a worse answer; without a prompt column the prompt is what both begin with, and what others say "
+    "after that is outside every loss. Also `chosen_response` / `rejected_response`, `preferred_output` / "
+    "`non_preferred_output`, `response` / `rejected_response`, `response_j` / `response_k`, `messages` that end with "
+    "the better answer beside `rejected_response`"
 )
 EXAMPLE = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
 
-SIDES = (COLUMNS, ("chosen_response", "rejected_response"), ("preferred_output", "non_preferred_output"))
+SIDES = (
+    COLUMNS,
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+    ("response", "rejected_response"),
+    ("response_j", "response_k"),
+)
 # The better answer is the last of the messages.
 REJECTED_ALONE = ("rejected_response", "rejected_messages")
-# What a column that says which side is better may be called.
-_COMPARES = ("prefer", "better", "winner", "choice", "label")
+# What is in the name of a column that says which side is better.
+_COMPARES = ("prefer", "better", "winner", "choice")
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether the row has this layout's columns; Step-DPO's rows have them and more."""
     if "initial_reason_steps" in row or "full_chosen" in row or "original_chosen" in row:
         return False
-    return _sides(row, flags) is not None or _rejected_alone(row, flags) is not None
+    return sides(row, flags) is not None or _rejected_alone(row, flags) is not None
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
@@ -38,18 +45,27 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
     """
     names = (flags.chosen_key, flags.rejected_key)
     if names != COLUMNS and flags.format == "auto":
-        others = [name for name in rows[0] if name not in names and any(word in name.lower() for word in _COMPARES)]
-        if others:
+        others = (name for row in rows for name in row if row[name] is not None and _compares(name))
+        name = next((name for name in others if name not in (*names, flags.prompt_key)), None)
+        if name is not None:
             raise UserError(
-                f"{dataset}: {others[0]!r} may say which of {names[0]!r} and {names[1]!r} is better, row by row; "
-                "leave the key flags out if it does, or give --data.format paired"
+                f"{dataset}: --data.chosen_key {names[0]} and --data.rejected_key {names[1]} say which side is "
+                f"better, but so may {name!r}, row by row; leave these flags out if it does, or give --data.format "
+                "paired"
             )
     return flags
 
 
-def _sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
+def _compares(name: str) -> bool:
+    return name in ("label", "labels") or any(word in name.lower() for word in _COMPARES)
+
+
+def sides(row: dict, flags: DataConfig) -> tuple[str, str] | None:
+    """Columns of the better and the worse side: the flags', where the user gave them, else the first with values."""
     named = (flags.chosen_key, flags.rejected_key)
-    return next((two for two in (SIDES if named == COLUMNS else (named,)) if two[0] in row and two[1] in row), None)
+    present = [two for two in (SIDES if named == COLUMNS else (named,)) if two[0] in row and two[1] in row]
+    filled = (two for two in present if row[two[0]] is not None and row[two[1]] is not None)
+    return next(filled, present[0] if present else None)
 
 
 def _rejected_alone(row: dict, flags: DataConfig) -> str | None:
@@ -60,15 +76,13 @@ def _rejected_alone(row: dict, flags: DataConfig) -> str | None:
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{prompt, chosen, rejected}``, with steps also ``rejected_labels`` (and ``chosen_labels``, default all 1)."""
-    sides = _sides(row, flags)
-    alone = _rejected_alone(row, flags) if sides is None else None
+    names = sides(row, flags)
+    alone = _rejected_alone(row, flags) if names is None else None
     prompt: str | list[dict] | None
     if alone is not None:
-        messages = fields.messages(row["messages"], "messages", where)
-        chosen, rejected = to_answer(messages[-1:], "messages", where), _rejected(row, alone, where)
-        prompt = complete_prompt(row, "messages", to_prompt(messages[:-1], "messages", flags, where), flags, where)
+        prompt, chosen, rejected = _read_conversation(row, alone, flags, where)
     else:
-        chosen, rejected = (read_answer(row, name, where) for name in sides or (flags.chosen_key, flags.rejected_key))
+        chosen, rejected = (read_answer(row, name, where) for name in names or (flags.chosen_key, flags.rejected_key))
         prompt = _read_prompt(row, chosen, rejected, flags, where)
     chosen_labels = _optional_labels(row, "chosen_labels", chosen, flags, where)
     rejected_labels = _optional_labels(row, "rejected_labels", rejected, flags, where)
@@ -101,8 +115,10 @@ def _read_prompt(
             fields.refuse(where, f"'{name}.tools' is not empty, and tools are not read", "remove the row")
         given = to_prompt(value["messages"], f"{name}.messages", flags, where)
         return complete_prompt(row, str(name), given, flags, where)
-    if name in CONVERSATIONS and not flags.prompt_key and is_whole(chosen) and is_whole(rejected):
-        return None  # the sides have the prompt; such a column often holds the whole better conversation
+    if is_whole(chosen) and is_whole(rejected) and flags.apply_chat_template:
+        # The sides have the prompt; a column of messages often holds the whole better conversation.
+        if isinstance(value, str) or (name in CONVERSATIONS and not flags.prompt_key):
+            return None
     prompt = read_prompt(row, flags, where)
     last = prompt[-1] if isinstance(prompt, list) and prompt else {}
     said = (last.get("content") or "").strip() if last.get("role") == "assistant" else None
@@ -111,10 +127,22 @@ def _read_prompt(
     return prompt
 
 
-def _rejected(row: dict, name: str, where: str) -> Answer:
-    """The other answer, alone or at the end of the whole conversation."""
-    answer = read_answer(row, name, where)
-    return answer if answer.messages is None else to_answer(answer.messages[-1:], name, where)
+def _read_conversation(
+    row: dict, name: str, flags: DataConfig, where: str
+) -> tuple[str | list[dict] | None, Answer, Answer]:
+    """ms-swift's ``messages`` and the other answer: a text for the last of them, messages for all after the user's
+    last, or a whole conversation."""
+    chosen, rejected = read_answer(row, "messages", where), read_answer(row, name, where)
+    messages = chosen.messages or []
+    if is_whole(rejected):
+        return None, chosen, rejected
+    count = len(messages) - 1
+    if rejected.messages is not None:
+        count = max((number for number, one in enumerate(messages, start=1) if one["role"] == "user"), default=0)
+    if not count:
+        fields.refuse(where, "'messages' has nothing before its answer", "start it with the user's message")
+    prompt = complete_prompt(row, "messages", to_prompt(messages[:count], "messages", flags, where), flags, where)
+    return prompt, to_answer(messages[count:], "messages", where), rejected
 
 
 def _optional_labels(row: dict, name: str, answer: Answer, flags: DataConfig, where: str) -> list[int | None] | None:

@@ -2,6 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts.dialogue import as_messages, is_dialogue
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 # In the order in which a row's columns are tried.
@@ -34,13 +35,15 @@ def read_prompt(row: dict, flags: DataConfig, where: str) -> str | list[dict] | 
 
 
 def to_prompt(value: object, name: str, flags: DataConfig, where: str) -> str | list[dict]:
-    """A value as text or messages."""
+    """A value as text or messages; with a chat template, a dialogue in HH-RLHF's style is messages too."""
     if fields.is_messages(value):
         if not flags.apply_chat_template:
             fields.refuse(where, f"{name!r} holds messages", ADD_THE_FLAG)
         return fields.messages(value, name, where)
     if not isinstance(value, str):
         fields.refuse(where, f"{name!r} is {fields.show(value)}", "a prompt is text or a list of messages")
+    if flags.apply_chat_template and is_dialogue(value, open_end=True):
+        return fields.messages(as_messages(value), name, where)
     return fields.text(value, name, where, may_be_empty=True)
 
 

@@ -2,7 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import first_error, sign_turns, tagged
+from pipa_openrlhf.data.layouts import first_error, paired, sign_turns, tagged
 from pipa_openrlhf.data.layouts.answer_columns import answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, to_prompt
@@ -20,7 +20,7 @@ def fits(row: dict, flags: DataConfig) -> bool:
     """Whether the row has an answer and a label, or the user named them, and they are not those of steps."""
     if flags.input_key:
         return not tagged.fits(row, flags)
-    if (flags.chosen_key in row and flags.rejected_key in row) or isinstance(row.get("steps"), list):
+    if paired.sides(row, flags) is not None or isinstance(row.get("steps"), list):
         return False
     labelled = flags.label_key in row if flags.label_key else bool(label_columns(row))
     answered = bool(answer_columns(row)) or _conversation(row) is not None

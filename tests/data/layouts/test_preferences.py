@@ -3,6 +3,7 @@
 import pytest
 
 from pipa_openrlhf.data.dataset import TIES, load_samples
+from pipa_openrlhf.data.tokenise import tokenise
 from pipa_openrlhf.errors import UserError
 
 USER = {"role": "user", "content": "Q"}
@@ -102,6 +103,9 @@ def test_the_best_against_the_worst_of_a_ranking(read):
             },
             {"apply_chat_template": True},
         ),
+        ({"question": "Q", "response_j": "A", "response_k": "B"}, {}),
+        ({"query": "Q", "response": "A", "rejected_response": "B"}, {}),
+        ({"prompt": "Q", "chosen": None, "rejected": None, "chosen_response": "A", "rejected_response": "B"}, {}),
         ({"messages": [USER, assistant("A")], "rejected_response": "B"}, {"apply_chat_template": True}),
         (
             {"messages": [USER, assistant("A")], "rejected_messages": [USER, assistant("B")]},
@@ -124,17 +128,144 @@ def test_turns_of_the_assistant_before_the_answer_are_its_context(read):
     assert prompt == [USER, assistant("hm"), {"role": "user", "content": "go on"}]
 
 
-def test_key_flags_do_not_overrule_a_column_that_compares(read):
-    row = {"prompt": "Q", "good_one": "A", "bad_one": "B", "overall_preference": 2}
-    keys = {"chosen_key": "good_one", "rejected_key": "bad_one"}
-    with pytest.raises(UserError, match="'overall_preference' may say which of 'good_one' and 'bad_one' is better"):
+@pytest.mark.parametrize(
+    "other", ["overall_preference", "better_response_id", "Winner", "choice", "label", "labels", "safer_or_better"]
+)
+def test_key_flags_do_not_overrule_a_column_that_compares(read, other):
+    row = {"prompt": "Q", "response_0": "A", "response_1": "B", other: 1}
+    keys = {"chosen_key": "response_0", "rejected_key": "response_1"}
+    problem = f"--data.chosen_key response_0 and --data.rejected_key response_1 say which .* but so may '{other}'"
+    with pytest.raises(UserError, match=f"^data.jsonl: {problem}, row by row; leave these flags out if it does, or"):
         read(row, **keys)
     assert read(row, **keys, format="paired")[1] == ("Q", "A", "B")
-    with pytest.raises(UserError, match="'Winner' may say which"):
-        read({"prompt": "Q", "good_one": "A", "bad_one": "B", "Winner": "x"}, **keys)
-    keys = {"chosen_key": "response1", "rejected_key": "response2"}
-    with pytest.raises(UserError, match="the rows may be paired or compared"):
-        read({"prompt": "Q", "response1": "A", "response2": "B", "overall_preference": 2}, **keys)
+
+
+def test_columns_that_compare_nothing_do_not_count(read):
+    row = {"better_question": "Q", "preferred": "A", "better": None, "worse": "B", "labeler": "x"}
+    flags = {"chosen_key": "preferred", "rejected_key": "worse", "prompt_key": "better_question"}
+    assert read(row, **flags) == ("paired", ("Q", "A", "B"))
+
+
+def test_names_of_the_sides_go_before_a_preference(read):
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "response_1": "A", "response_2": "B"}
+    assert read({**row, "preference_strength": 3}) == ("paired", ("Q", "A", "B"))
+
+
+FIRST, SECOND = "\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: 1+1?\n\nAssistant:"
+SHARED = f"{FIRST} Hello.{SECOND}"
+TURNS = [{"role": "user", "content": "Hi"}, assistant("Hello."), {"role": "user", "content": "1+1?"}]
+
+
+class TestDialogue:
+    """What both sides say, and what a human says, is never an answer."""
+
+    def test_the_prompt_ends_with_the_last_common_turn(self, read):
+        row = {"chosen": f"{SHARED} Two, I think.", "rejected": f"{SHARED} Two, or so."}
+        assert read(row) == ("paired", (SHARED, " Two, I think.", " Two, or so."))
+        assert read(row, apply_chat_template=True)[1] == (TURNS, "Two, I think.", "Two, or so.")
+
+    def test_a_human_turn_after_the_sides_part_has_no_label(self, read_records, tokenizers):
+        row = {"chosen": f"{FIRST} Hello.{SECOND} Two", "rejected": f"{FIRST} Go!"}
+        _, (chosen, rejected) = read_records([row])
+        assert (chosen.prompt, rejected.prompt, rejected.masked_spans) == (FIRST, FIRST, ())
+        assert chosen.masked_spans == ((0, len(" Hello."), len(f" Hello.{SECOND}")),)
+        [sample], _ = tokenise([chosen], tokenizers["characters"], max_len=999)
+        marked = "".join(map(str, sample.mask))
+        assert marked == "1" * len(" Hello.") + "0" * len(SECOND) + "1" * len(" Two" + "E")
+        _, (chosen, rejected) = read_records([row], apply_chat_template=True)
+        assert (chosen.prompt, chosen.messages) == (TURNS[:1], [*TURNS[1:], assistant("Two")])
+        assert rejected.messages == [assistant("Go!")]
+
+    @pytest.mark.parametrize("before", ["", f"{FIRST} Hello."])
+    def test_sides_that_part_in_a_human_turn_are_refused(self, read, before):
+        texts = [f"{before}\n\nHuman: {number}+1?\n\nAssistant: Two" for number in (1, 2)]
+        row = dict(zip(("chosen", "rejected"), texts, strict=True))
+        message = "^data.jsonl line 1: 'chosen' and 'rejected' part in a human turn; let them part in the assistant's"
+        with pytest.raises(UserError, match=message):
+            read(row)
+        message = "part in a user turn; let" if before else "'rejected' does not start with the prompt of 'chosen'"
+        with pytest.raises(UserError, match=message):
+            read(row, apply_chat_template=True)
+
+    @pytest.mark.parametrize("end", ["", " ", f" Two{FIRST}", " Two\n\nHuman: ok"])
+    def test_a_side_without_an_answer_is_refused(self, read, end):
+        row = {"chosen": f"{SHARED} Two", "rejected": f"{SHARED}{end}"}
+        with pytest.raises(UserError, match="line 1: 'rejected' ends where its answer should begin; give it an"):
+            read(row)
+        with pytest.raises(UserError, match="line 1: 'rejected' ends with a user message"):
+            read(row, apply_chat_template=True)
+
+    def test_one_side_may_go_on(self, read_records):
+        row = {"chosen": [USER, assistant("2"), USER, assistant("yes")], "rejected": [USER, assistant("2")]}
+        _, (chosen, rejected) = read_records([row], apply_chat_template=True)
+        assert (chosen.prompt, chosen.messages, rejected.messages) == ([USER], row["chosen"][1:], row["rejected"][1:])
+
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+            "<|start_header_id|>user<|end_header_id|>\n\nQ<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
+            "<|user|>\nQ\n<|assistant|>\n",
+            "<extra_id_1>User\nQ\n<extra_id_1>Assistant\n",
+            "[INST] Q [/INST]",
+            "### Instruction:\nQ\n\n### Response:\n",
+        ],
+    )
+    def test_text_that_a_template_wrote(self, read_records, prompt):
+        row = {"chosen": f"{prompt}It is 2{prompt}Sure", "rejected": f"{prompt}It is 3"}
+        _, (chosen, rejected) = read_records([row])
+        assert (chosen.prompt, chosen.steps, rejected.steps) == (prompt, [f"It is 2{prompt}Sure"], ["It is 3"])
+        assert chosen.masked_spans == ((0, len("It is 2"), len(f"It is 2{prompt}")),)
+
+    def test_a_prompt_column(self, read):
+        row = {"prompt": SHARED, "chosen": f"{SHARED} Two", "rejected": f"{SHARED} Three"}
+        assert read(row)[1] == (SHARED, " Two", " Three")
+        assert read(row, apply_chat_template=True)[1] == (TURNS, "Two", "Three")
+        ranked = {"prompt": SHARED, "answers": [{"answer": text, "rank": rank} for rank, text in enumerate("ab")]}
+        assert read(ranked, apply_chat_template=True) == ("ranked", (TURNS, "a", "b"))
+        assert read(ranked)[1] == (SHARED, "a", "b")
+
+
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    "more, prompt",
+    [
+        ({"system": "S"}, [SYSTEM, USER]),
+        ({"system": "S", "prompt": "Q"}, [SYSTEM, USER]),
+        ({"system": "S", "prompt": "another text of it"}, [SYSTEM, USER]),
+        ({"prompt": [SYSTEM]}, [SYSTEM, USER]),
+        ({"prompt": [SYSTEM, USER]}, [SYSTEM, USER]),
+        ({"history": [["h", "i"]]}, [{"role": "user", "content": "h"}, assistant("i"), USER]),
+        ({"prompt": [USER, assistant("A")]}, [USER]),
+    ],
+)
+def test_what_stands_beside_whole_conversations(read, more, prompt):
+    row = {"chosen": [USER, assistant("A")], "rejected": [USER, assistant("B")], **more}
+    assert read(row, apply_chat_template=True)[1] == (prompt, "A", "B")
+
+
+def test_a_prompt_that_has_nothing_to_do_with_the_sides(read):
+    row = {"prompt": [{"role": "user", "content": "R"}], "chosen": [USER, assistant("A")]}
+    with pytest.raises(UserError, match="line 1: the conversations of 'chosen' and 'rejected' do not go on from the"):
+        read({**row, "rejected": [USER, assistant("B")]}, apply_chat_template=True)
+
+
+def test_a_system_text_before_a_text_pair(read):
+    assert read({"system": "S", "chosen": "It is A", "rejected": "It is B"})[1] == ("S\n\nIt is", " A", " B")
+
+
+def test_the_worse_answer_beside_messages(read, read_records):
+    turns = [USER, assistant("hm"), {"role": "user", "content": "go on"}]
+    row = {"messages": [*turns, assistant("A")], "rejected_response": [assistant("B")]}
+    assert read(row, apply_chat_template=True)[1] == (turns, "A", "B")
+    other = [{"role": "user", "content": "R"}, assistant("B")]
+    with pytest.raises(UserError, match="'rejected_messages' does not start with the prompt of 'messages'"):
+        read({"messages": [USER, assistant("A")], "rejected_messages": other}, apply_chat_template=True)
+    with pytest.raises(UserError, match="'messages' has nothing before its answer; start it with the user's"):
+        read({"messages": [assistant("A")], "rejected_response": "B"}, apply_chat_template=True)
 
 
 SAMPLE_FILES = {
