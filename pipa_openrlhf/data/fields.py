@@ -1,5 +1,6 @@
 """Checks of single values of a row. Each refusal says where, what, and what to do."""
 
+import json
 import math
 from typing import Any, NoReturn, TypeGuard
 
@@ -15,8 +16,10 @@ _TEXT_LABELS = {**dict.fromkeys(_RIGHT, 1), **dict.fromkeys(_WRONG, 0)}
 # What makes messages: OpenAI's keys, and ShareGPT's with their names of the roles.
 _ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
-    **{"observation": "tool"},
+    **{"observation": "tool", "tool_response": "tool"},
 }
+# LLaMA-Factory's and ms-swift's names of the role of a message that is a tool call, as JSON.
+_CALLERS = ("function_call", "tool_call")
 _NAMES = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -82,6 +85,13 @@ def number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def whole_number(value: object) -> int | None:
+    """A whole number, 3.0 among them; None for anything else, true and false among it."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def score(value: object, name: str, where: str, threshold: float) -> int:
@@ -178,9 +188,12 @@ def messages(value: list | dict, name: str, where: str) -> list[dict]:
 def _message(message: dict, place: str, where: str) -> dict:
     if "from" in message and "value" in message and "role" not in message:
         others = {key: item for key, item in message.items() if key not in ("from", "value")}
-        role = _ROLES.get(message["from"], message["from"])
-        message = {"role": role, "content": message["value"], **others}
-    text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
+        message = {"role": message["from"], "content": message["value"], **others}
+    role = text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
+    message = {**message, "role": _ROLES.get(role, role)}
+    if role in _CALLERS:
+        calls = _read_calls(message.get("content"), place, where)
+        message = {**message, "role": "assistant", "content": None, "tool_calls": calls}
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
         refuse(where, f"'{place}.tool_calls' is {show(calls)}", "give a list of calls, each with a function's name")
@@ -200,6 +213,19 @@ def _join_parts(parts: list, place: str, where: str) -> str:
             refuse(where, f"{part_place!r} is {show(part)}", 'only text parts are read, {"type": "text", "text": ...}')
         texts.append(text(part["text"], part_place, where, may_be_empty=True))
     return "".join(texts)
+
+
+def _read_calls(content: object, place: str, where: str) -> list[dict]:
+    """Calls written as JSON, one or a list."""
+    try:
+        given = json.loads(content) if isinstance(content, str) else content
+    except json.JSONDecodeError:
+        given = None
+    calls = given if isinstance(given, list) else [given]
+    if not calls or not all(map(_is_call, calls)):
+        problem = f"'{place}' is a call, but its content is {show(content)}"
+        refuse(where, problem, "give JSON with 'name' and 'arguments'")
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _is_call(value: object) -> bool:

@@ -14,7 +14,7 @@ READING = (
 )
 EXAMPLE = {"prompt": "1+1=", "answers": ["2", "3"], "labels": [1, 0]}
 LISTS = ("answers", "responses", "solutions", "generations", "samples", "rollouts", "outputs")
-# `completions` with labels may be steps: see best_of_n.
+# `completions` with `labels` may be steps: see best_of_n.
 OBJECTS = (*LISTS, "completions")
 LABELS = (
     *("labels", "label", "is_correct", "correct", "correctness", "correctness_math_verify", "acc"),
@@ -27,7 +27,8 @@ def fits(row: dict, flags: DataConfig) -> bool:
     """Whether there is a list of objects with text and label, or of texts with a list of labels beside it."""
     if any(_are_objects(row.get(name)) for name in OBJECTS):
         return not rollouts.fits(row, flags)
-    return _texts_name(row) is not None and _labels_name(row, flags) is not None
+    labels_name = _labels_name(row, flags)
+    return labels_name is not None and _texts_name(row, labels_name) is not None
 
 
 def _are_objects(value: object) -> bool:
@@ -40,8 +41,9 @@ def _text_name(one: dict) -> str | None:
     return next((name for name in TEXTS if isinstance(one.get(name), str)), None)
 
 
-def _texts_name(row: dict) -> str | None:
-    return next((name for name in LISTS if _are_texts(row.get(name))), None)
+def _texts_name(row: dict, labels_name: str) -> str | None:
+    names = LISTS if labels_name in LABELS[:2] else OBJECTS
+    return next((name for name in names if _are_texts(row.get(name))), None)
 
 
 def _are_texts(value: object) -> bool:
@@ -59,7 +61,8 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     name = next((name for name in OBJECTS if _are_objects(row.get(name))), None)
     if name is not None:
         return [labelled_answer(row, one, f"{name}[{number}]", where, flags) for number, one in enumerate(row[name])]
-    name, labels_name = _texts_name(row), _labels_name(row, flags)
+    labels_name = _labels_name(row, flags)
+    name = None if labels_name is None else _texts_name(row, labels_name)
     if name is None or labels_name is None:
         problem = f"no list of answers ({', '.join(LISTS)}) with a list of labels beside it"
         fields.refuse(where, problem, "add them, or remove the row")

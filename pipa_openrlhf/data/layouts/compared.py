@@ -22,7 +22,7 @@ def _by_sign(value: object, name: str, where: str) -> int | None:
     return None if number == 0 else int(number > 0)
 
 
-def _by_index(value: object, name: str, where: str) -> int:
+def by_index(value: object, name: str, where: str) -> int:
     """0 or 1, the number of the better one."""
     word = str(value).strip().lower()
     if word not in ("0", "1", "0.0", "1.0", "false", "true"):
@@ -32,7 +32,7 @@ def _by_index(value: object, name: str, where: str) -> int:
 
 def _by_first(value: object, name: str, where: str) -> int:
     """1 where the first is better, else 0."""
-    return 1 - _by_index(value, name, where)
+    return 1 - by_index(value, name, where)
 
 
 def _by_winner(value: object, name: str, where: str) -> int | None:
@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 COMPARISONS = (
     Comparison("response_1", "response_2", "preference_strength", _by_sign),
     Comparison("response1", "response2", "overall_preference", _by_sign),
-    Comparison("response_0", "response_1", "better_response_id", _by_index),
+    Comparison("response_0", "response_1", "better_response_id", by_index),
     Comparison("output_A", "output_B", "label", _by_first, ("reward_A", "reward_B")),
     Comparison("human_ref_A", "human_ref_B", "labels", _by_first, ("score_A", "score_B")),
     Comparison("response_a", "response_b", "winner", _by_winner),

@@ -1,4 +1,4 @@
-"""Answers of which the data say where the first error is: ProcessBench, BIG-Bench Mistake, MR-GSM8K, PRMBench."""
+"""Answers of which the data say where the first error is: ProcessBench, BIG-Bench Mistake and their like."""
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
@@ -12,16 +12,18 @@ READING = (
     "PRMBench names every wrong step and has the right answer beside it"
 )
 EXAMPLE = {"problem": "1+1+1=", "steps": ["1+1=2", "2+1=4"], "final_answer_correct": False, "label": 1}
+# verify-then-generate's students; their answer is wrong in every row.
+STUDENT_STEPS, STUDENT_FIRST = "student_incorrect_solution", "incorrect_index"
 MR_STEPS, MR_FIRST = "model_output_steps", "model_output_solution_first_error_step"
 MR_SOLUTION, MR_ANSWER = "model_output_solution_correctness", "model_output_answer_correctness"
 NO_ERROR = ("", "n/a", "na", "none", "null", "-1")
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
-    """Whether the row has the columns of one of the four."""
+    """Whether the row has the columns of one of the data sets."""
     if "modified_process" in row and "error_steps" in row:
         return True
-    if MR_STEPS in row and MR_FIRST in row:
+    if (MR_STEPS in row and MR_FIRST in row) or (STUDENT_STEPS in row and STUDENT_FIRST in row):
         return True
     named = "mistake_index" in row or ("final_answer_correct" in row and "label" in row)
     return named and isinstance(row.get("steps"), list)
@@ -33,6 +35,9 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
         return _prmbench(row, where, flags)
     if MR_STEPS in row:
         return [_record(row, where, flags, MR_STEPS, MR_FIRST, _mr_first(row, where), _mr_answer(row, where))]
+    if STUDENT_STEPS in row:
+        first = _index(row.get(STUDENT_FIRST), STUDENT_FIRST, where)
+        return [_record(row, where, flags, STUDENT_STEPS, STUDENT_FIRST, first, 0)]
     if "mistake_index" in row:
         first = _index(row.get("mistake_index"), "mistake_index", where)
         return [_record(row, where, flags, "steps", "mistake_index", first, _equals_target(row))]
@@ -60,10 +65,8 @@ def _index(value: object, name: str, where: str) -> int | None:
     """A whole number, of which -1 is no error, as is null; the text of a number counts as one."""
     if value is None or (isinstance(value, str) and value.strip().lower() in NO_ERROR) or value == -1:
         return None
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if isinstance(number, float) and number.is_integer():  # a column with nulls
-        number = int(number)
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+    number = fields.whole_number(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+    if number is None or number < 0:
         fields.refuse(where, f"{name!r} is {fields.show(value)}", "give the number of the first wrong step, or null")
     return number
 

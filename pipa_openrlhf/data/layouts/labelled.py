@@ -1,5 +1,6 @@
 """What the layouts of step-labelled answers share."""
 
+import logging
 import re
 from collections.abc import Iterable
 
@@ -7,6 +8,8 @@ from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
 from pipa_openrlhf.data.record import FROM_COLUMN, FROM_STEPS, Record
+
+log = logging.getLogger(__name__)
 
 # Where the answer begins in data that write question and first step as one text.
 _FIRST_STEP = re.compile(r"(?<!\S)Step 1\b")
@@ -54,6 +57,11 @@ def split_question(text: str, name: str, where: str) -> tuple[str, str]:
         problem = f'{name!r} does not say by "Step 1", after the question, where the answer begins'
         fields.refuse(where, problem, "write the question into a column of its own and name it by --data.prompt_key")
     return text[: found.start()].strip(), text[found.start() :].strip()
+
+
+def say_neutral(dataset: str, flags: DataConfig) -> None:
+    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
+    log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
 
 
 def until_error(count: int, first: int | None, name: str, where: str, flags: DataConfig) -> list[int | None]:

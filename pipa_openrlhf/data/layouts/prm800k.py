@@ -1,13 +1,9 @@
 """PRM800K as OpenAI published it: at each step several continuations, rated -1, 0 or 1, one of which goes on."""
 
-import logging
-
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.labelled import PRM800K_ANSWER, labelled_record
+from pipa_openrlhf.data.layouts.labelled import PRM800K_ANSWER, labelled_record, say_neutral
 from pipa_openrlhf.data.record import Record
-
-log = logging.getLogger(__name__)
 
 COLUMNS = ("question", "label")
 READING = (
@@ -40,8 +36,8 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
-    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
-    log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
+    """Say how neutral steps are taken."""
+    say_neutral(dataset, flags)
     return flags
 
 
@@ -66,12 +62,9 @@ def _paths(steps: list, where: str, flags: DataConfig) -> list[Path]:
             _rated(option, f"{place}.completions[{rank}]", where, flags)
             for rank, option in enumerate(step.get("completions") or [])
         ]
-        chosen = step.get("chosen_completion")
+        chosen = _chosen(step.get("chosen_completion"), len(options), place, where)
         found += [[*path, option] for rank, option in enumerate(options) if rank != chosen]
         if chosen is not None:
-            if not isinstance(chosen, int) or not 0 <= chosen < len(options):
-                problem = f"'{place}.chosen_completion' is {fields.show(chosen)}, of {len(options)} completions"
-                fields.refuse(where, problem, "correct it or remove the row")
             path = [*path, options[chosen]]
         elif step.get("human_completion"):
             human = {**step["human_completion"]}
@@ -80,6 +73,15 @@ def _paths(steps: list, where: str, flags: DataConfig) -> list[Path]:
         else:
             break  # nothing was taken to go on with
     return [*found, path] if path else found
+
+
+def _chosen(value: object, count: int, place: str, where: str) -> int | None:
+    """Number of the completion that was gone on with; where a column has nulls, tables make numbers of it like 0.0."""
+    number = fields.whole_number(value)
+    if value is not None and (number is None or not 0 <= number < count):
+        problem = f"'{place}.chosen_completion' is {fields.show(value)}, of {count} completions"
+        fields.refuse(where, problem, "give its number from 0, or null, or remove the row")
+    return number
 
 
 def _rated(option: object, place: str, where: str, flags: DataConfig) -> tuple[str, int | None]:

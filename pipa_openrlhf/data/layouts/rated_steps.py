@@ -1,13 +1,9 @@
 """Answers as a list of objects, each a step and its rating."""
 
-import logging
-
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.labelled import labelled_record
+from pipa_openrlhf.data.layouts.labelled import labelled_record, say_neutral
 from pipa_openrlhf.data.record import Record
-
-log = logging.getLogger(__name__)
 
 COLUMNS = ("problem", "steps")
 READING = (
@@ -26,8 +22,8 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 
 def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
-    """Say how neutral steps are taken, since programs differ: TRL takes them for wrong, openr for right."""
-    log.info(f"{dataset}: steps rated neutral (0) are taken as --data.neutral_step {flags.neutral_step} says")
+    """Say how neutral steps are taken."""
+    say_neutral(dataset, flags)
     return flags
 
 

@@ -24,11 +24,27 @@ CORRECT = ("is_correct", "correct", "final_answer_correct")
 
 def fits(row: dict, flags: DataConfig) -> bool:
     """Whether there is a list of answers with steps and something about each."""
-    return _list_name(row) is not None
+    return _answers(row) is not None
 
 
-def _list_name(row: dict) -> str | None:
-    return next((name for name in LISTS if _are_rated(row.get(name))), None)
+def _answers(row: dict) -> tuple[str, list[dict]] | None:
+    """The list and its name; columns of lists, as RLAIF's files have them, are made into one."""
+    name = next((name for name in LISTS if _are_rated(row.get(name))), None)
+    if name is not None:
+        return name, row[name]
+    steps = row.get("steps")
+    if not isinstance(steps, list) or not steps or not all(isinstance(one, list) for one in steps):
+        return None
+    columns = {name: row[name] for name in ("steps", *LABELS, *CORRECT) if _one_each(row.get(name), len(steps))}
+    answers = [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+    return ("answers", answers) if _are_rated(answers) else None
+
+
+def _one_each(value: object, count: int) -> bool:
+    """Whether a list has an item for each answer; labels of each rollout from a step are not those of the step."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return not any(isinstance(item, list) and item and isinstance(item[0], list) for item in value)
 
 
 def _are_rated(value: object) -> bool:
@@ -41,11 +57,12 @@ def _is_rated(one: object) -> bool:
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{problem, responses: [{steps, step_labels, step_values, is_correct}, ...]}``."""
-    name = _list_name(row)
-    if name is None:
+    found = _answers(row)
+    if found is None:
         problem = f"no list of answers ({', '.join(LISTS)}) with 'steps' and {' or '.join(LABELS[:3:2])}"
         fields.refuse(where, problem, "add it to the row, or remove the row")
-    return [_record(row, where, flags, f"{name}[{number}]", one) for number, one in enumerate(row[name])]
+    name, answers = found
+    return [_record(row, where, flags, f"{name}[{number}]", one) for number, one in enumerate(answers)]
 
 
 def _record(row: dict, where: str, flags: DataConfig, place: str, answer: dict) -> Record:

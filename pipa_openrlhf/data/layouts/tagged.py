@@ -2,7 +2,8 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts.labelled import labelled_record, split_question
+from pipa_openrlhf.data.layouts.labelled import PRM800K_ANSWER, labelled_record, say_neutral, split_question
+from pipa_openrlhf.data.layouts.prm800k import rating
 from pipa_openrlhf.data.layouts.prompts import complete_prompt
 from pipa_openrlhf.data.record import Record
 
@@ -10,13 +11,15 @@ COLUMNS = ("input", "label")
 READING = (
     "one answer, its steps ended by a tag (`--data.placeholder_token`); labels are the same text with + or - for the "
     'tags, or a list; the question is a column of its own or what stands before "Step 1"; the answer has the label '
-    "of its last step"
+    "of its last step; PRM800K in this form has `raw_labels` (1, 0 neutral, -1)"
 )
 EXAMPLE = {"input": "1+1+1= Step 1: 1+1=2 ки\nStep 2: 2+1=4 ки", "label": "1+1+1= Step 1: 1+1=2 +\nStep 2: 2+1=4 -"}
 # Math-Shepherd's, Qwen's and MATH-APS's.
 TAGS = ("ки", "<extra_0>", "\n\n\n\n\n")
-TEXTS = ("input", "process")
-LABELS = ("label", "labels", "value", "values")
+TEXTS = ("input", "process", "answer")
+# PRM800K's, beside which "labels" take neutral steps for wrong ones; such a row may be a beginning.
+RATINGS = "raw_labels"
+LABELS = (RATINGS, "label", "labels", "value", "values")
 QUESTIONS = ("question", "prompt", "problem")
 
 
@@ -30,6 +33,13 @@ def fits(row: dict, flags: DataConfig) -> bool:
         return False
     labels, before = row[name], text.split(tag)[0]
     return isinstance(labels, list) or (isinstance(labels, str) and len(labels) > 1 and labels.startswith(before))
+
+
+def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
+    """Say how neutral steps are taken, where there may be some."""
+    if _label_name(rows[0], flags) == RATINGS:
+        say_neutral(dataset, flags)
+    return flags
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
@@ -55,7 +65,13 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
             steps[0] = steps[0].lstrip()[len(question.strip()) :]
     if prompt is None and row.get(name) is not None and name == "input":
         row = {key: value for key, value in row.items() if key != name}  # it is no part of the prompt
-    return [labelled_record(row, where, flags, steps, labels, name=name, answer_label=labels[-1], prompt=prompt)]
+    complete = label_name != RATINGS or PRM800K_ANSWER.search(steps[-1].strip()) is not None
+    last = labels[-1] if complete else None
+    return [
+        labelled_record(
+            row, where, flags, steps, labels, name=name, answer_label=last, complete=complete, prompt=prompt
+        )
+    ]
 
 
 def _text_name(row: dict, flags: DataConfig) -> str:
@@ -78,6 +94,8 @@ def _tag(text: str, flags: DataConfig) -> str | None:
 
 def _labels(value: object, name: str, pieces: list[str], where: str, flags: DataConfig) -> list[int | None]:
     """One label a tag; in a text, the signs stand where the tags do."""
+    if name == RATINGS and isinstance(value, list) and len(value) == len(pieces) - 1:
+        return [rating(one, f"{name}[{number}]", where, flags) for number, one in enumerate(value)]
     if not isinstance(value, str):
         return fields.labels(value, name, len(pieces) - 1, where, flags.step_threshold, flags.neutral_step)
     signs, end = "", 0

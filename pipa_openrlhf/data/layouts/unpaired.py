@@ -2,7 +2,7 @@
 
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import first_error, paired, sign_turns, tagged
+from pipa_openrlhf.data.layouts import first_error, paired, resampled, sign_turns, tagged
 from pipa_openrlhf.data.layouts.answer_columns import answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, to_prompt
@@ -24,7 +24,9 @@ def fits(row: dict, flags: DataConfig) -> bool:
         return False
     labelled = flags.label_key in row if flags.label_key else bool(label_columns(row))
     answered = bool(answer_columns(row)) or _conversation(row) is not None
-    return labelled and answered and not any(one.fits(row, flags) for one in (tagged, first_error, sign_turns))
+    return (
+        labelled and answered and not any(one.fits(row, flags) for one in (tagged, first_error, sign_turns, resampled))
+    )
 
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:

@@ -122,6 +122,29 @@ def test_names_of_the_two_sides(read, row, flags):
     assert read(row, **flags) == ("paired", ([USER] if flags else "Q", "A", "B"))
 
 
+class TestSummaries:
+    ROW = {"info": {"id": "x", "post": "Q", "title": "t", "article": None}, "choice": 1, "worker": "w"}
+    ROW = {**ROW, "summaries": [{"text": " B", "policy": "p"}, {"text": " A", "policy": "q"}]}
+
+    def test_the_better_one_by_its_number(self, read):
+        assert read(self.ROW) == ("summaries", ("Q", " A", " B"))
+        assert read({**self.ROW, "choice": 0})[1] == ("Q", " B", " A")
+        article = {"post": None, "article": "R"}
+        assert read({**self.ROW, "info": article}, input_template="{}\n\nTL;DR:")[1] == ("R\n\nTL;DR:", " A", " B")
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"choice": 2}, "'choice' is 2; give 0 or 1, or remove the row"),
+            ({"info": {"post": None}}, "'info.post' must be text, it is null"),
+            ({"summaries": [{"text": "A"}, {"text": ""}]}, "'summaries\\[1\\].text' is empty"),
+        ],
+    )
+    def test_bad_rows(self, read, change, message):
+        with pytest.raises(UserError, match=f"^data.jsonl line 1: {message}"):
+            read({**self.ROW, **change})
+
+
 def test_turns_of_the_assistant_before_the_answer_are_its_context(read):
     turns = [{"from": "user", "value": "Q"}, {"from": "assistant", "value": "hm"}, {"from": "user", "value": "go on"}]
     _, (prompt, *_) = read({"trajectory": turns, "chosen": "A", "rejected": "B"}, apply_chat_template=True)

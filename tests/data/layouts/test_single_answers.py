@@ -1,6 +1,7 @@
 """Single labelled answers and lists of answers, by what the rows say and against samples of public files."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_conversations(read_records, row):
     name, [one] = read_records([row], apply_chat_template=True)
     assert (name, one.prompt, one.steps, one.answer_label) == ("unpaired", [user(Q)], ["2"], 1)
     assert one.messages == [assistant("2")]
+
+
+@pytest.mark.parametrize(
+    "who, says, call, answer",
+    [("from", "value", "function_call", "observation"), ("role", "content", "tool_call", "tool_response")],
+)
+def test_tool_calls_as_turns_of_their_own(read_records, who, says, call, answer):
+    asked = {"name": "add", "arguments": {"a": 1, "b": 1}}
+    turns = [("user", Q), (call, json.dumps(asked)), (answer, "2"), ("assistant", "It is 2.")]
+    row = {"messages": [{who: name, says: text} for name, text in turns], "label": True}
+    _, [one] = read_records([row], apply_chat_template=True)
+    called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": asked}]}
+    assert one.prompt == [user(Q), called, {"role": "tool", "content": "2"}]
+    assert one.messages == [assistant("It is 2.")]
+    row["messages"][1][says] = "add(1, 1)"
+    message = "line 1: 'messages\\[1\\]' is a call, but its content is 'add\\(1, 1\\)'; give JSON with 'name'"
+    with pytest.raises(UserError, match=message):
+        read_records([row], apply_chat_template=True)
 
 
 @pytest.mark.parametrize("column", ["messages", "completion"])
@@ -163,6 +182,7 @@ TWO = [(Q, ["2"], 1), (Q, ["3"], 0)]
     [
         {"prompt": Q, "answers": ["2", "3"], "labels": [1, 0]},
         {"prompt": Q, "responses": ["2", "3"], "scores": [1.0, 0.0]},
+        {"prompt": Q, "completions": ["2", "3"], "correctness": [True, False], "steps": [["2"], ["3"]]},
         {
             "problem": Q,
             "solution": "r",
@@ -218,6 +238,41 @@ def test_best_of_n_has_to_be_named(read):
     whole = {"prompt": Q, "completions": ["The answer is 2", "The answer is 3"], "labels": [True, False]}
     with pytest.raises(UserError, match="whole answers, not the steps of one; say which it is by --data.format best"):
         read(whole)
+
+
+class TestResampled:
+    ROW = {
+        "chunk_removed": "x",
+        "prefix_without_chunk": "It is",
+        "rollout": " 1+1. So \\boxed{2}",
+        "full_cot": f"{Q} <think>\nIt is 1+1. So \\boxed{{2}}",
+        "answer": "2",
+        "is_correct": True,
+    }
+
+    def test_the_prompt_is_what_stands_before_the_rollout(self, read):
+        expected = [(f"{Q} <think>\nIt is", [" 1+1. So \\boxed{2}"], 1)]
+        assert read(self.ROW) == ("resampled", expected)
+        first = {"prompt": f"{Q} <think>\n", "solution": "Hm.", "full_cot": f"{Q} <think>\nHm.", "answer": ""}
+        assert read({**first, "is_correct": False}) == ("resampled", [(f"{Q} <think>\n", ["Hm."], 0)])
+
+    def test_one_without_a_final_answer_is_a_beginning(self, read_records):
+        _, [one] = read_records([self.ROW])
+        assert one.complete
+        _, [one] = read_records([{**self.ROW, "full_cot": "Q Hm", "rollout": "Hm", "is_correct": False}])
+        assert not one.complete
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"full_cot": "Q"}, "'full_cot' does not end with 'rollout'; correct it"),
+            ({"rollout": None}, "'rollout' is null; give it a value"),
+            ({"is_correct": None}, "'is_correct' is null; give it a value"),
+        ],
+    )
+    def test_bad_rows(self, read, change, message):
+        with pytest.raises(UserError, match=f"^data.jsonl line 1: {message}"):
+            read({**self.ROW, **change})
 
 
 def test_a_column_for_each_model(read):

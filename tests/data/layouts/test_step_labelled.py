@@ -67,6 +67,10 @@ class TestPRM800K:
     def test_a_completion_without_rating_has_no_label(self, read):
         assert read(prm800k(rated(None, texts="a", chosen=0)))[1] == [(["a"], [None], None, False)]
 
+    def test_tables_make_floats_of_numbers_beside_nulls(self, read):
+        row = prm800k(rated(1, -1, texts="ab", chosen=0.0), rated(1, texts=["# Answer\n\n3"], chosen=0.0))
+        assert read(row)[1] == [(["b"], [0], None, False), (["a", "# Answer\n\n3"], [1, 1], 1, True)]
+
     def test_the_path_ends_where_nothing_was_chosen(self, read):
         nothing = {"completions": None, "human_completion": None, "chosen_completion": None}
         row = prm800k(rated(1, texts="a", chosen=0), rated(-1, texts="b"), nothing, finish="found_error")
@@ -78,7 +82,9 @@ class TestPRM800K:
     @pytest.mark.parametrize(
         "step, message",
         [
-            (rated(1, chosen=3), "'label.steps\\[0\\].chosen_completion' is 3, of 1 completions; correct it"),
+            (rated(1, 1, chosen=True), "'label.steps\\[0\\].chosen_completion' is True, of 2 completions; give its"),
+            (rated(1, chosen=0.5), "'label.steps\\[0\\].chosen_completion' is 0.5, of 1 completions; give its"),
+            (rated(1, chosen=3), "'label.steps\\[0\\].chosen_completion' is 3, of 1 completions; give its"),
             (rated(2), "'label.steps\\[0\\].completions\\[0\\].rating' is 2; a rating is -1, 0, 1 or null"),
             ("a", "'label.steps\\[0\\]' is 'a'; give an object"),
         ],
@@ -140,6 +146,19 @@ class TestTagged:
         assert read(row) == ("tagged", [(["1+1=2", "It is 4"], [1, 0], 0, True)])
         assert read_records([row])[1][0].prompt == Q
         assert read({**row, "process": "1+1=2\n\n\n\n\nIt is 4\n\n\n\n\n", "labels": ["+", "-"]})[1][0][1] == [1, 0]
+
+    def test_prm800k_in_this_form_has_ratings(self, read):
+        row = {"question": Q, "answer": "a ки\nb ки\n# Answer\n\n3 ки", "result": "3", "phase": "phase2"}
+        row |= {"raw_labels": [1, 0, 1], "labels": ["+", "-", "+"]}
+        steps = ["a", "b", "# Answer\n\n3"]
+        assert read(row) == ("tagged", [(steps, [1, None, 1], 1, True)])
+        assert read(row, neutral_step="negative")[1] == [(steps, [1, 0, 1], 1, True)]
+        begun = {**row, "answer": "a ки\nb ки", "raw_labels": [1, -1], "labels": ["+", "-"]}
+        assert read(begun)[1] == [(["a", "b"], [1, 0], None, False)]
+        with pytest.raises(UserError, match="line 1: 'raw_labels\\[1\\]' is 2; a rating is -1, 0, 1 or null"):
+            read({**begun, "raw_labels": [1, 2]})
+        with pytest.raises(UserError, match="line 1: 1 'raw_labels' for 2 steps; give one label a step"):
+            read({**begun, "raw_labels": [1]})
 
     def test_what_stands_after_the_last_tag_has_no_label(self, read):
         row = {"input": self.TEXT + "\nStep 3: So", "value": ["+", "-"]}
@@ -227,6 +246,14 @@ class TestFirstError:
         ):
             read({**self.MR, first: "N/A"})
 
+    def test_students_are_wrong_from_the_index_on(self, read):
+        row = {"problem": Q, "student_incorrect_solution": ["a", "b", " 4"], "incorrect_index": 1}
+        row |= {"student_correct_response": "It is 3.", "dialog_history": [{"text": "x", "user": "Teacher"}]}
+        assert read(row) == ("first_error", [(["a", "b", "4"], [1, 0, 0], 0, True)])
+        assert read(row, after_first_error="mask")[1] == [(["a", "b", "4"], [1, 0, None], 0, True)]
+        with pytest.raises(UserError, match="line 1: 'incorrect_index' names step 4 of 3; correct it or remove"):
+            read({**row, "incorrect_index": 3})
+
     def test_prmbench_names_every_wrong_step(self, read_records):
         name, (modified, original) = read_records([self.PRM])
         assert (name, modified.prompt, original.prompt) == ("first_error", "Changed?", Q)
@@ -250,6 +277,48 @@ class TestFirstError:
 
 def turns(*contents, name="conversations") -> dict:
     return {name: [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]}
+
+
+class TestChamp:
+    TEXT = "Take 1+1.\nIt is 3. So 3+1\n\nis 4."
+    WRONG = {"text": TEXT, "start_idx": 10, "end_idx": 18, "author": "m"}
+    RIGHT = {"text": "It\nis 3.", "start_idx": None, "end_idx": None, "author": "m"}
+
+    def row(self, *solutions, question=Q) -> dict:
+        annotations = {str(number): one for number, one in enumerate(solutions)}
+        return {"_raw_text": f"@@{question}@@", "_text": question, "fws_annotations": annotations}
+
+    def test_the_marked_step_is_the_first_wrong_one(self, read):
+        steps = ["Take 1+1.", "It is 3.", "So 3+1\n\nis 4."]
+        assert read(self.row(self.WRONG)) == ("champ", [(steps, [1, 0, 0], None, True)])
+        assert read(self.row(self.WRONG), after_first_error="mask")[1] == [(steps, [1, 0, None], None, True)]
+        assert read(self.row(self.RIGHT))[1] == [(["It\nis 3."], [1], 1, True)]
+
+    @pytest.mark.parametrize(
+        "start, end, steps, labels",
+        [
+            (0, 9, ["Take 1+1.", "It is 3. So 3+1\n\nis 4."], [0, 0]),
+            (19, 32, ["Take 1+1.\nIt is 3.", "So 3+1\n\nis 4."], [1, 0]),
+            (19, 25, ["Take 1+1.\nIt is 3.", "So 3+1", "\nis 4."], [1, 0, 0]),
+            (0, 32, [TEXT], [0]),
+        ],
+    )
+    def test_where_the_text_is_cut(self, read, start, end, steps, labels):
+        row = self.row({**self.WRONG, "start_idx": float(start), "end_idx": end})
+        assert read(row)[1] == [(steps, labels, None, True)]
+
+    def test_the_published_file_is_one_object(self, read_records):
+        problems = {"P_1": self.row(self.WRONG, self.RIGHT), "P_2": self.row(self.RIGHT, question="R")}
+        name, records = read_records([{"problems": problems, "concepts": {}, "hints": {}}])
+        assert (name, [one.prompt for one in records]) == ("champ", [Q, Q, "R"])
+        assert [one.answer_label for one in records] == [None, 1, 1]
+
+    @pytest.mark.parametrize("start, end", [(5, None), (5, 5), (10, 99), (-1, 5), (True, 5), (9, 10)])
+    def test_bad_marks(self, read, start, end):
+        row = {"problems": {"P_1": self.row({**self.WRONG, "start_idx": start, "end_idx": end})}}
+        message = "line 1: 'problems.P_1.fws_annotations.0' marks no step by .*; give the characters"
+        with pytest.raises(UserError, match=message):
+            read(row)
 
 
 class TestSignTurns:
@@ -332,6 +401,14 @@ class TestRollouts:
         {"steps": ["a", "b"], "step_labels": [1, 0], "step_values": [0.9, 0.8], "is_correct": True},
         {"steps": ["c"], "step_labels": None, "step_values": [0.25], "is_correct": None},
     ]
+
+    def test_columns_of_lists(self, read):
+        row = {"problem": Q, "response": ["a\nb", "c"], "steps": [["a", "b"], ["c"]], "is_correct": [True, False]}
+        row |= {"step_labels": [[[True, False], [True, True]], [[False]]], "step_values": [[0.25, 1.0], [0.0]]}
+        assert read(row) == ("rollouts", [(["a", "b"], [0, 1], 1, True), (["c"], [0], 0, True)])
+        assert read({**row, "step_labels": [[1, 0], [1]]})[1][0] == (["a", "b"], [1, 0], 1, True)
+        with pytest.raises(UserError, match="line 1: 1 'answers\\[0\\].step_values' for 2 steps"):
+            read({**row, "step_values": [[0.25], [0.0]]})
 
     def test_labels_go_before_values(self, read):
         name, records = read({"problem": Q, "responses": self.ANSWERS})
