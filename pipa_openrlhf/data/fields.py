@@ -192,8 +192,8 @@ def _message(message: dict, place: str, where: str) -> dict:
     role = text(column(message, "role", f"{where}: {place}"), f"{place}.role", where)
     message = {**message, "role": _ROLES.get(role, role)}
     if role in _CALLERS:
-        calls = _read_calls(message.get("content"), place, where)
-        message = {**message, "role": "assistant", "content": None, "tool_calls": calls}
+        asked = _read_calls(message.get("content"), place, where)
+        message = {**message, "role": "assistant", "content": None, "tool_calls": asked}
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
         refuse(where, f"'{place}.tool_calls' is {show(calls)}", "give a list of calls, each with a function's name")

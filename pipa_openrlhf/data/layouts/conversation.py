@@ -79,7 +79,7 @@ def _join_chat(prompt: str | list[dict] | None, answer: Answer, where: str) -> C
     as_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else (prompt or [])
     if answer.messages is None:
         if prompt is None:
-            remedy = "add a 'prompt' column or give the answer as messages"
+            remedy = "add a 'prompt' column, give the answer as messages, or leave out the flag"
             fields.refuse(where, "--data.apply_chat_template needs a prompt", remedy)
         return Conversation(as_messages, answer, identity)
 

@@ -24,7 +24,8 @@ STYLES = tuple(
         (r"<\|(?:user|system)\|>", r"<\|assistant\|>\n?"),
         (r"<extra_id_1>User", r"<extra_id_1>Assistant\n"),
         (r"\[INST\]", r"\[/INST\]"),
-        (r"### (?:Instruction|Input|Human|User):", r"### (?:Response|Assistant):\n?"),
+        (r"<｜User｜>", r"<｜Assistant｜>"),
+        (r"### (?:Instruction|Human|User):", r"### (?:Response|Assistant):\n?"),
     )
 )
 _HAND_OVER = re.compile("|".join(style.model.pattern for style in STYLES))

@@ -4,6 +4,7 @@ from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, to_answer
 from pipa_openrlhf.data.layouts.dialogue import as_messages, is_dialogue, style_of, turns_of_others
+from pipa_openrlhf.data.layouts.prompts import prompt_column
 from pipa_openrlhf.data.layouts.shared_prompt import after, take_prompt
 from pipa_openrlhf.data.record import FROM_SIDE, Record
 
@@ -33,7 +34,7 @@ def pair_records(
         complete: False: the sides are the next step of an answer that goes on, so that no label of a whole answer is
             known: only which side it is.
     """
-    if flags.apply_chat_template:
+    if flags.apply_chat_template and _may_be_dialogues(row, flags):
         chosen, rejected = _from_dialogue(chosen, where), _from_dialogue(rejected, where)
     if isinstance(prompt, str):
         chosen, rejected = _not_repeating(prompt, chosen, rejected, where)
@@ -59,6 +60,13 @@ def pair_records(
 def is_whole(answer: Answer) -> bool:
     """Whether it is a whole conversation, which begins with the prompt."""
     return answer.messages is not None and answer.messages[0]["role"] != "assistant"
+
+
+def _may_be_dialogues(row: dict, flags: DataConfig) -> bool:
+    """Whether there is no prompt, or one in that style: an answer to another may be a dialogue for its own sake."""
+    name = prompt_column(row, flags)
+    prompt = None if name is None else row.get(name)
+    return prompt is None or (isinstance(prompt, str) and is_dialogue(prompt, open_end=True))
 
 
 def _from_dialogue(answer: Answer, where: str) -> Answer:

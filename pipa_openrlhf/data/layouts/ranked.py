@@ -13,13 +13,20 @@ EXAMPLE = {"prompt": "1+1=", "answers": [{"answer": "3", "rank": 2}, {"answer": 
 LISTS = (("answers", "answer"), ("completions", "completion"), ("responses", "response"))
 
 
-def _list(row: dict) -> tuple[str, str] | None:
+def _list(row: dict) -> tuple[str, str, list[dict]] | None:
     for name, text in LISTS:
-        items = row.get(name)
-        if isinstance(items, list) and items and all(isinstance(one, dict) and "rank" in one for one in items):
-            if text in items[0]:
-                return name, text
+        items = _items(row.get(name))
+        if items and all(isinstance(one, dict) and "rank" in one for one in items) and text in items[0]:
+            return name, text, items
     return None
+
+
+def _items(value: object) -> list | None:
+    """A list of objects; tables may hold an object of lists instead."""
+    if isinstance(value, dict) and value and all(isinstance(item, list) for item in value.values()):
+        if len({len(item) for item in value.values()}) == 1:
+            return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return value if isinstance(value, list) else None
 
 
 def fits(row: dict, flags: DataConfig) -> bool:
@@ -32,13 +39,13 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     found = _list(row)
     if found is None:
         fields.refuse(where, "no list of answers with ranks", 'give "answers": [{"answer": ..., "rank": 1}, ...]')
-    name, text = found
-    ranks = [_rank(one["rank"], f"{name}[{number}].rank", where) for number, one in enumerate(row[name])]
+    name, text, items = found
+    ranks = [_rank(one["rank"], f"{name}[{number}].rank", where) for number, one in enumerate(items)]
     best, worst = ranks.index(min(ranks)), ranks.index(max(ranks))
     prompt = read_prompt(row, flags, where)
     if ranks[best] == ranks[worst]:
         return []
-    chosen, rejected = (to_answer(row[name][one].get(text), f"{name}[{one}].{text}", where) for one in (best, worst))
+    chosen, rejected = (to_answer(items[one].get(text), f"{name}[{one}].{text}", where) for one in (best, worst))
     return pair_records(row, where, index, flags, prompt, chosen, rejected)
 
 

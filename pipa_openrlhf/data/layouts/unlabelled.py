@@ -7,6 +7,8 @@ from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, NAMES
 SAMPLE = "python -m pipa_openrlhf.cli.sample makes labelled answers"
 ADD = "add 'label' (1 right, 0 wrong), or give 'chosen' and 'rejected'"
 LISTS = ("responses", "answers", "solutions", "generations", "samples", "completions", "outputs")
+# HelpSteer's.
+ATTRIBUTES = {"helpfulness", "correctness", "coherence"}
 REFERENCES = ("question", "problem")
 # What stands beside the prompts of verl, OpenRLHF and sets of problems; another column may be an answer.
 BESIDE_PROMPTS = {
@@ -21,6 +23,9 @@ def why_unlabelled(row: dict) -> tuple[str, str] | None:
     if isinstance(row.get("text"), str) and isinstance(row.get("label"), list):
         problem = "'label' rates the turns of 'text' by several attributes, none of which says right or wrong"
         return problem, "give 'prompt', 'completion' and 'label' (1/0), or pairs"
+    if ATTRIBUTES <= row.keys() and "response" in row:
+        problem = f"{', '.join(sorted(ATTRIBUTES))} are scores of single answers, none of which says right or wrong"
+        return problem, "take the data set's comparisons (HelpSteer2: its folder preference), or " + ADD
     rated = next((name for name in LABELS if row.get(name) is not None), None)
     prompt = next((name for name in NAMES if row.get(name) is not None), None)
     answers = answer_columns(row) or [name for name in LISTS if row.get(name)]

@@ -85,6 +85,8 @@ def test_the_best_against_the_worst_of_a_ranking(read):
     assert read({"prompt": "Q", "answers": answers}) == ("ranked", ("Q", "b", "w"))
     ranked = [{"rank": 1, "completion": [assistant("B")]}, {"rank": 0, "completion": [assistant("A")]}]
     assert read({"context": [USER], "completions": ranked}, apply_chat_template=True) == ("ranked", ([USER], "A", "B"))
+    table = {"answer": ["b", "a"], "rank": [2, 1]}
+    assert read({"prompt": "Q", "answers": table}) == ("ranked", ("Q", "a", "b"))
     assert read({"prompt": "Q", "answers": [{"answer": "m", "rank": 1}] * 2}) == ("ranked", None)
     with pytest.raises(UserError, match="'answers\\[1\\].rank' is 'x'; a rank is a number"):
         read({"prompt": "Q", "answers": [{"answer": "m", "rank": 1}, {"answer": "n", "rank": "x"}]})
@@ -241,6 +243,12 @@ class TestDialogue:
         assert (chosen.prompt, chosen.steps, rejected.steps) == (prompt, [f"It is 2{prompt}Sure"], ["It is 3"])
         assert chosen.masked_spans == ((0, len("It is 2"), len(f"It is 2{prompt}")),)
 
+    def test_an_answer_may_be_a_dialogue_for_its_own_sake(self, read):
+        texts = {side: f"Human: Hi\n\nAssistant: {text}" for side, text in (("chosen", "yo"), ("rejected", "hm"))}
+        asked = {"role": "user", "content": "Write a dialogue."}
+        expected = ([asked], texts["chosen"], texts["rejected"])
+        assert read({"prompt": "Write a dialogue.", **texts}, apply_chat_template=True)[1] == expected
+
     def test_a_prompt_column(self, read):
         row = {"prompt": SHARED, "chosen": f"{SHARED} Two", "rejected": f"{SHARED} Three"}
         assert read(row)[1] == (SHARED, " Two", " Three")
@@ -248,6 +256,8 @@ class TestDialogue:
         ranked = {"prompt": SHARED, "answers": [{"answer": text, "rank": rank} for rank, text in enumerate("ab")]}
         assert read(ranked, apply_chat_template=True) == ("ranked", (TURNS, "a", "b"))
         assert read(ranked)[1] == (SHARED, "a", "b")
+        row["chosen"] = f" Two{SECOND} Two"
+        assert read(row, apply_chat_template=True)[1] == (TURNS, "Two", "Three")
 
 
 SYSTEM = {"role": "system", "content": "S"}

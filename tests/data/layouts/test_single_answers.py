@@ -295,6 +295,10 @@ def test_a_column_for_each_model(read):
             {"prompt": [user(Q)], "reward_model": {"ground_truth": "2"}},
             "prompts only \\('prompt'\\), no answers; pyth",
         ),
+        (
+            {"prompt": Q, "response": "2", "helpfulness": 4, "correctness": 4, "coherence": 4, "complexity": 1},
+            "coherence, correctness, helpfulness are scores of single answers.*; take the data set's comparisons",
+        ),
         ({"text": Q, "label": [-100.0, 4.0]}, "'label' rates the turns of 'text' by several attributes"),
     ],
 )
