@@ -29,7 +29,7 @@ STYLES = tuple(
     )
 )
 _HAND_OVER = re.compile("|".join(style.model.pattern for style in STYLES))
-_LONGEST_MARK = 100  # characters, with the space after it
+_LONGEST_MARK = 64  # characters, with the space after it
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 _TURNS = re.compile(r"(?:^|\n\n)Human:.*\n\nAssistant:", re.DOTALL)
 
@@ -42,6 +42,8 @@ def hand_over(text: str, end: int) -> int:
 def style_of(prompt: str) -> Style | None:
     """The style of a prompt that ends where the model's turn begins."""
     tail = prompt[-_LONGEST_MARK:]
+    if _HAND_OVER.search(tail) is None:
+        return None
     ending = (style for style in STYLES if any(not tail[one.end() :].strip() for one in style.model.finditer(tail)))
     return next(ending, None)
 

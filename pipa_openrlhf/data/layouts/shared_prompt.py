@@ -99,5 +99,11 @@ def _refuse_parting(chosen: Answer, rejected: Answer, role: str, where: str) -> 
 
 def _first_difference(chosen: Sequence, rejected: Sequence) -> int:
     """Where two sequences part; the length of the shorter where it begins the other."""
-    both = enumerate(zip(chosen, rejected, strict=False))
-    return next((number for number, (one, other) in both if one != other), min(len(chosen), len(rejected)))
+    same, most = 0, min(len(chosen), len(rejected))
+    while same < most:  # by halves: slices are compared at once
+        middle = (same + most + 1) // 2
+        if chosen[same:middle] == rejected[same:middle]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
