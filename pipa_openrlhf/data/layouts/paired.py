@@ -3,6 +3,7 @@
 from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
+from pipa_openrlhf.data.layouts.dialogue import style_of
 from pipa_openrlhf.data.layouts.pairs import is_whole, pair_records
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, read_prompt, to_prompt
 from pipa_openrlhf.data.record import Record
@@ -26,6 +27,7 @@ SIDES = (
 )
 # The better answer is the last of the messages.
 REJECTED_ALONE = ("rejected_response", "rejected_messages")
+LONG_PROMPT = 16  # characters; two answers that begin with so much of the prompt rarely do by chance
 # What is in the name of a column that says which side is better.
 _COMPARES = ("prefer", "better", "winner", "choice")
 
@@ -41,8 +43,14 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
     """The flags as they are.
 
     Raises:
-        UserError: the key flags name the sides while another column says which of them is better.
+        UserError: the key flags name the sides while another column says which of them is better; or the answers of
+            every row begin with their prompt. One row's may.
     """
+    if flags.format == "auto" and all(_repeats_prompt(row, flags) for row in rows):
+        raise UserError(
+            f"{dataset}: all answers begin with the text of their prompt; remove it from them, leave out the prompt's "
+            "column, or give --data.format paired if they say it again"
+        )
     names = (flags.chosen_key, flags.rejected_key)
     if names != COLUMNS and flags.format == "auto":
         others = (name for row in rows for name in row if row[name] is not None and _compares(name))
@@ -54,6 +62,15 @@ def choose(rows: list[dict], flags: DataConfig, dataset: str) -> DataConfig:
                 "paired"
             )
     return flags
+
+
+def _repeats_prompt(row: dict, flags: DataConfig) -> bool:
+    """Whether both sides begin with a prompt that is no dialogue, which reading takes off."""
+    prompt = row.get(prompt_column(row, flags) or "")
+    if not isinstance(prompt, str) or len(prompt) < LONG_PROMPT or style_of(prompt) is not None:
+        return False
+    texts = [row[name] for name in sides(row, flags) or ()]
+    return bool(texts) and all(isinstance(text, str) and text.startswith(prompt) for text in texts)
 
 
 def _compares(name: str) -> bool:

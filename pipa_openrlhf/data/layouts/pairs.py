@@ -8,8 +8,6 @@ from pipa_openrlhf.data.layouts.prompts import prompt_column
 from pipa_openrlhf.data.layouts.shared_prompt import after, take_prompt
 from pipa_openrlhf.data.record import FROM_SIDE, Record
 
-LONG_PROMPT = 16  # characters; two answers that begin with so much of the prompt do not by chance
-
 
 def pair_records(
     row: dict,
@@ -37,7 +35,7 @@ def pair_records(
     if flags.apply_chat_template and _may_be_dialogues(row, flags):
         chosen, rejected = _from_dialogue(chosen, where), _from_dialogue(rejected, where)
     if isinstance(prompt, str):
-        chosen, rejected = _not_repeating(prompt, chosen, rejected, where)
+        chosen, rejected = _not_repeating(prompt, chosen, rejected)
     if prompt is None or (is_whole(chosen) and is_whole(rejected) and flags.apply_chat_template):
         prompt, chosen, rejected = take_prompt(row, prompt, chosen, rejected, flags, where)
     return [
@@ -76,15 +74,11 @@ def _from_dialogue(answer: Answer, where: str) -> Answer:
     return to_answer(as_messages(answer.steps[0]), answer.name, where)
 
 
-def _not_repeating(prompt: str, chosen: Answer, rejected: Answer, where: str) -> tuple[Answer, Answer]:
-    """The sides without the prompt that both begin with, which is sure of a dialogue only."""
-    if len(prompt) < LONG_PROMPT or any(
-        one.messages is not None or not one.steps[0].startswith(prompt) for one in (chosen, rejected)
-    ):
+def _not_repeating(prompt: str, chosen: Answer, rejected: Answer) -> tuple[Answer, Answer]:
+    """The sides without the dialogue that they both begin with, where it is the prompt too."""
+    repeated = (one.messages is None and one.steps[0].startswith(prompt) for one in (chosen, rejected))
+    if style_of(prompt) is None or not all(repeated):
         return chosen, rejected
-    if style_of(prompt) is None:
-        remedy = "remove it from both, or leave out the column of the prompt"
-        fields.refuse(where, f"{chosen.name!r} and {rejected.name!r} begin with the prompt", remedy)
     return after(chosen, len(prompt)), after(rejected, len(prompt))
 
 

@@ -260,6 +260,19 @@ class TestDialogue:
         assert read(row, apply_chat_template=True)[1] == (TURNS, "Two", "Three")
 
 
+def test_answers_that_all_begin_with_their_prompt(read_records):
+    prompt = "How many rolls left the shop?"
+    row = {"prompt": prompt, "chosen": f"{prompt} 2", "rejected": f"{prompt} 3"}
+    message = (
+        "^data.jsonl: all answers begin with the text of their prompt; remove it from them, leave out the prompt's"
+    )
+    with pytest.raises(UserError, match=message):
+        read_records([row, row])
+    for rows, flags in (([row, {**row, "rejected": "3"}], {}), ([row], {"format": "paired"})):
+        assert [one.steps for one in read_records(rows, **flags)[1][:2]] == [[f"{prompt} 2"], [f"{prompt} 3"]]
+    assert read_records([{"prompt": "1+1=", "chosen": "1+1=2", "rejected": "1+1=3"}])[1]
+
+
 SYSTEM = {"role": "system", "content": "S"}
 
 

@@ -10,7 +10,6 @@ from pipa_openrlhf.errors import UserError
 USER = {"role": "user", "content": "Q"}
 SYSTEM = {"role": "system", "content": "S"}
 CHAT = {"apply_chat_template": True}
-LONG = "How many rolls left the shop?"
 DIALOGUE = "\n\nHuman: hi\n\nAssistant:"
 
 
@@ -35,7 +34,6 @@ REFUSED = [
     ({"prompt": "Q", "response_0": "a", "response_1": "b", "better_response_id": -1}, {}, "is -1; give 0 or 1"),
     ({"prompt": "Q", "history": "U: hi", "chosen": "a", "rejected": "b"}, {}, "'history' is 'U: hi'"),
     ({"chosen": f"{DIALOGUE} a{DIALOGUE}", "rejected": f"{DIALOGUE} a{DIALOGUE} b"}, {}, "ends where its answer"),
-    ({"prompt": LONG, "chosen": f"{LONG} a", "rejected": f"{LONG} b"}, {}, "begin with the prompt"),
     (
         {"input": {"messages": [USER], "tools": [{}]}, "preferred_output": "a", "non_preferred_output": "b"},
         CHAT,
