@@ -299,11 +299,10 @@ def test_a_prompt_that_has_nothing_to_do_with_the_sides(read):
         read({**row, "rejected": [USER, assistant("B")]}, apply_chat_template=True)
 
 
-@pytest.mark.parametrize("words", range(1, 20))
-def test_text_without_turns_is_shared_up_to_a_space(read, words):
-    shared = " ".join("w" * words)
-    row = {"chosen": f"{shared} A and more", "rejected": f"{shared} B"}
-    assert read(row)[1] == (shared, " A and more", " B")
+@pytest.mark.parametrize("length", range(20))
+def test_the_place_where_texts_part_is_exact(read, length):
+    shared = f"\n\nHuman: {'x' * length}\n\nAssistant:"
+    assert read({"chosen": f"{shared}A and more", "rejected": f"{shared}B"})[1] == (shared, "A and more", "B")
 
 
 def test_a_system_text_before_a_text_pair(read):
