@@ -114,9 +114,16 @@ def test_fingerprint_changes_with_what_a_loss_takes(what):
 def test_tokens_are_those_of_the_sample_in_every_kind_of_list():
     columns = as_samples(SAMPLES)
     mismatched = MismatchedCompletions(columns, np.array([1, 2, -1, 0]))
-    for samples in (columns, columns[np.array([2, 0])], mismatched, Joined([columns, mismatched])):
-        for index, sample in enumerate(samples):
+    lists = {
+        columns: SAMPLES,
+        columns[np.array([2, 0])]: [SAMPLES[2], SAMPLES[0]],
+        mismatched: list(mismatched),
+        Joined([columns, mismatched]): [*SAMPLES, *mismatched],
+    }
+    for samples, expected in lists.items():
+        for index, sample in enumerate(expected):
             np.testing.assert_array_equal(samples.tokens(index), sample.input_ids)
+            np.testing.assert_array_equal(samples[index].input_ids, sample.input_ids)
 
 
 @pytest.mark.parametrize("unit_size", [1, 2])

@@ -22,13 +22,11 @@ LENGTHS = [(30, 33), (21, 9), (30, 14), (17, 40), (21, 26), (30, 1)]
 
 
 def samples_of_a_run(seed: int):
-    """Three answers to one prompt, two to another, one to a third; no special tokens."""
+    """Three answers to one prompt, two to another, one to a third; some begin alike; no special tokens."""
     samples = random_samples(LENGTHS, VOCAB - 3, seed)
     samples = [replace(one, input_ids=one.input_ids + 3) for one in samples]
-    for first, others in ((0, (2, 5)), (1, (4,))):
-        for index in others:
-            size = samples[first].prompt_len
-            samples[index].input_ids[:size] = samples[first].input_ids[:size]
+    for index, first, size in ((2, 0, 36), (5, 0, 30), (4, 1, 25)):
+        samples[index].input_ids[:size] = samples[first].input_ids[:size]
     return samples
 
 

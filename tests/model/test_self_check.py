@@ -10,6 +10,7 @@ from test_every_architecture import actor_of, run_flags, samples_of_a_run
 from test_output_head import make
 from tiny import logged_lines, make_model, run_in_process, train
 
+from pipa_openrlhf.data.prefixes import common_prefix
 from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model import output_head, policy, self_check
@@ -219,11 +220,13 @@ def test_rotary_positions_beyond_the_declared_length_deserve_a_line():
     assert len(lines) == 1 and "made for 40" in lines[0]
 
 
-def test_probes_share_a_prompt_even_where_the_data_does_not():
+def test_probes_are_a_tree_whatever_the_data_share():
+    """Two branches, one from the other, so that a wrong sum over either is seen; the second probe is on its own."""
     for samples in (samples_of_a_run(0), samples_of_a_run(0)[2:4], samples_of_a_run(0)[:1]):
-        first, _, third, _ = probe_samples(as_samples(samples))
-        size = first.prompt_len
-        assert size == third.prompt_len and (first.input_ids[:size] == third.input_ids[:size]).all()
+        first, second, third, fourth = (probe.input_ids for probe in probe_samples(as_samples(samples)))
+        size = probe_samples(as_samples(samples))[0].prompt_len
+        assert common_prefix(first, third) >= size + 6 and common_prefix(third, fourth) >= size + 12
+        assert len(first) != len(second)
         for probe in probe_samples(as_samples(samples)):
             assert 1 < len(probe.input_ids) <= 48 and len(probe.labels) == len(probe.input_ids) - probe.prompt_len
 

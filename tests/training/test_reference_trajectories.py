@@ -54,15 +54,22 @@ OBJECTIVES = {
 }
 MAIN = ("pipa_m", "pipa_n", "dpo", "kto")
 SHARED, PACKED = {"train.share_prefixes": "true"}, {"ds.packing_samples": True}
+RECOMPUTED = {"model.gradient_checkpointing_enable": True}
 # name -> ranks, flags beside those of "padded", objectives.
 LAYOUTS = {
     "padded": (1, {}, OBJECTIVES),
     "shared_prefixes": (1, SHARED, OBJECTIVES),
     "one_a_micro_batch_two_passes": (1, {"train.micro_batch_size": 1, "train.fused_head": "false"}, MAIN),
-    "packed_checkpointing": (1, {**PACKED, "model.gradient_checkpointing_enable": True}, MAIN),
+    "packed_checkpointing": (1, {**PACKED, **RECOMPUTED}, MAIN),
+    "shared_checkpointing_zero_1": (1, {**SHARED, **RECOMPUTED, "ds.zero_stage": 1}, MAIN),
     "zero_3": (1, {"ds.zero_stage": 3}, MAIN),
     "two_ranks": (2, {}, MAIN),
     "two_ranks_zero_2": (2, {"ds.zero_stage": 2, **PACKED}, MAIN),
+    "two_ranks_zero_2_shared": (
+        2,
+        {**SHARED, **RECOMPUTED, "model.gradient_checkpointing_reentrant": True, "ds.zero_stage": 2},
+        MAIN,
+    ),
     "two_ranks_zero_3": (2, {"ds.zero_stage": 3, **SHARED}, MAIN),
 }
 
