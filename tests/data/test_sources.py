@@ -1,5 +1,7 @@
 """Files of every kind, folders, several data sets, and names that lead nowhere."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 
@@ -90,8 +92,6 @@ def test_max_samples_holds_for_each_and_for_all(read, write_rows):
 @pytest.mark.parametrize("seed", [1, 42])
 @pytest.mark.parametrize("probs", ["0.5,0.5", "0.8,0.2", "0.1,0.9"])
 def test_interleaved_as_openrlhf_does(read, write_rows, seed, probs):
-    from types import SimpleNamespace
-
     from pipa_openrlhf.distributed.upstream import blending_datasets
 
     rows = {name: [{"prompt": f"{name}{index}"} for index in range(count)] for name, count in (("a", 7), ("b", 4))}
@@ -240,3 +240,10 @@ def test_a_stream_has_an_identity_of_its_content(tmp_path, monkeypatch, kind):
 def test_a_stream_of_another_hub():
     with pytest.raises(UserError, match="--data.streaming takes data sets of the Hugging Face hub"):
         open_sources("nobody/nothing", "train", 10, use_ms=True, streaming=True)
+
+
+def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch):
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda _self, name: SimpleNamespace(sha=f"commit of {name}"))
+    assert tables.stamp("someone/data@part") == ["commit of someone/data"]
