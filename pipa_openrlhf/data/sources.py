@@ -157,7 +157,7 @@ def _open_one(name: str, split: str, max_samples: int, use_ms: bool, streaming: 
         return Source(name, rows, partial(_identity_of_rows, f"{about} {name}", partial(tables.stamp, name), rows))
     table = tables.read_table(name, split, max_samples, use_ms)
     rows = partial(tables.rows_of, name, table)
-    return Source(name, rows, lambda _: (tables.digest_of(table), len(table)), len(table))
+    return Source(name, rows, partial(_identity_of_table, f"{about} {name}", table), len(table))
 
 
 def _json_rows(name: str, split: str, max_samples: int) -> Iterator[tuple[str, str]]:
@@ -177,3 +177,12 @@ def _identity_of_rows(about: str, stamp: Callable[[], list], rows: Callable, mem
 
     digest, count = remembered(about, stamp(), memory_path, compute).split()
     return digest, int(count)
+
+
+def _identity_of_table(about: str, table, memory_path: str) -> tuple[str, int]:
+    """Hashed by one process at one start: the files that the table is mapped from tell whether it is the same."""
+    files = [file["filename"] for file in table.cache_files]
+    if not files:
+        return tables.digest_of(table), len(table)
+    stamp = [[file, *file_stamp(file)] for file in files]
+    return remembered(about, stamp, memory_path, lambda: tables.digest_of(table)), len(table)

@@ -247,3 +247,22 @@ def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch):
 
     monkeypatch.setattr(HfApi, "dataset_info", lambda _self, name: SimpleNamespace(sha=f"commit of {name}"))
     assert tables.stamp("someone/data@part") == ["commit of someone/data"]
+
+
+def test_a_table_is_hashed_once(tmp_path, monkeypatch):
+    """Its rows decide, however many processes and starts ask; other rows of the same file are another table."""
+    path, memory = str(tmp_path / "data.parquet"), str(tmp_path / "hashes.json")
+    hashed = []
+    digest_of = tables.digest_of
+    monkeypatch.setattr(tables, "digest_of", lambda one: hashed.append(len(one)) or digest_of(one))
+
+    def identity(most=100):
+        (source,) = open_sources(path, "train", most)
+        return source.identity(memory)
+
+    table("a", 3).to_parquet(path)
+    first = identity()
+    assert identity() == first and hashed == [3]
+    assert identity(most=2) != first and hashed == [3, 2]
+    table("b", 3).to_parquet(path)
+    assert identity() != first and hashed == [3, 2, 3]
