@@ -1,26 +1,18 @@
-"""Processes that read chunks of rows.
+"""Processes that read chunks of rows."""
 
-They are started as commands of their own, with a connection to each. Neither is the process forked, whose threads
-of torch and tokenizers would not survive it, nor is its main module imported again, which need not be made for that.
-A worker ends when its connection does, so that none is left behind, however the parent ends.
-"""
-
-import os
 import queue
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 
+from pipa_openrlhf.child_process import ChildProcess
 from pipa_openrlhf.data.reading import Reader, RowChunk, SampleChunk
 from pipa_openrlhf.errors import UserError, first_line
 
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _WAITING = 3  # chunks a worker that may be read and not yet taken; all of them are in memory
 
 
@@ -28,11 +20,7 @@ class CannotStart(Exception):
     """There are no workers; the message says why."""
 
 
-@dataclass(frozen=True)
-class _Worker:
-    process: subprocess.Popen
-    connection: Connection
-
+class _Worker(ChildProcess):
     def receive(self):
         """What it replies; raised, if that is an error."""
         reply = self.connection.recv()
@@ -59,7 +47,7 @@ class Workers:
             raise CannotStart(first_line(error)) from error
         try:
             for _ in range(self._count):
-                self._workers.append(_start())
+                self._workers.append(_Worker(f"{__name__}.work", environment=_ONE_THREAD))
             for worker in self._workers:
                 worker.connection.send_bytes(work)
             for worker in self._workers:
@@ -79,9 +67,7 @@ class Workers:
 
     def _end(self) -> None:
         for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.wait()
+            worker.end()
 
     def read(self, chunks: Iterator[RowChunk]) -> Iterator[SampleChunk]:
         """Results in the order of the chunks.
@@ -117,22 +103,6 @@ class Workers:
         finally:
             self._end()  # a thread may wait for one
             threads.shutdown(cancel_futures=True)
-
-
-def _start() -> _Worker:
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    ours, theirs = Pipe()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from pipa_openrlhf.data.workers import work; work({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, **quiet, **paths},
-            start_new_session=True,  # a ctrl-C is the parent's, which ends them
-        )
-    return _Worker(process, ours)
 
 
 def work(handle: int) -> None:

@@ -6,15 +6,12 @@ Algebra on what a model wrote may take for ever or all of the memory, so it is d
 import json
 import os
 import queue
-import select
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 
+from pipa_openrlhf.child_process import ChildProcess
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import as_mathematics, compare_plainly
 
@@ -107,55 +104,42 @@ class _Process:
 
     def __init__(self, seconds: float):
         self._seconds = seconds
-        self._process: subprocess.Popen | None = None
+        self._child: ChildProcess | None = None
 
     def compare(self, pair: Pair) -> bool | None:
         """None where there was no reply in time, or the process died of the pair."""
-        if self._process is not None and self._process.poll() is not None:
+        if self._child is not None and self._child.process.poll() is not None:
             self.end()  # killed from outside, which says nothing about this pair
-        process = self._process or self._start()
-        reply = None
-        with suppress(BrokenPipeError):
-            _send(process, pair)
-            reply = _receive(process, self._seconds)
+        reply = _ask(self._child or self._start(), pair, self._seconds)
         if reply is None:
             self.end()
         return reply
 
     def end(self) -> None:
         """Kill the process, if there is one."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):  # what was still to be sent
-                    pipe.close()  # type: ignore[union-attr]
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
-    def _start(self) -> subprocess.Popen:
-        paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from pipa_openrlhf.evaluate.math_worker import work; work({self._seconds})"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **paths},
-            start_new_session=True,  # a ctrl-C is the parent's, which ends it
-        )
-        if _receive(self._process, _START_SECONDS) is None:
+    def _start(self) -> ChildProcess:
+        self._child = child = ChildProcess("pipa_openrlhf.evaluate.math_worker.work", self._seconds)
+        if _reply(child, _START_SECONDS) is None:
             self.end()
             raise UserError("a process that grades answers does not start: see its message above, or free some memory")
-        return self._process
+        return child
 
 
-def _send(process: subprocess.Popen, pair: Pair) -> None:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(pair).encode() + b"\n")
-    process.stdin.flush()
+def _ask(child: ChildProcess, pair: Pair, seconds: float) -> bool | None:
+    try:
+        child.connection.send_bytes(json.dumps(pair).encode())
+    except ConnectionError:
+        return None
+    return _reply(child, seconds)
 
 
-def _receive(process: subprocess.Popen, seconds: float) -> bool | None:
-    """A line, which the worker writes in one go; None where none comes."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    line = process.stdout.readline() if ready else b""
-    return json.loads(line) if line else None
+def _reply(child: ChildProcess, seconds: float) -> bool | None:
+    """JSON: what a process sends that was fed the text of a model is not unpickled. None where nothing comes."""
+    try:
+        return json.loads(child.connection.recv_bytes()) if child.connection.poll(seconds) else None
+    except (EOFError, ConnectionError):
+        return None

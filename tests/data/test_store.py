@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 
+from pipa_openrlhf import child_process
 from pipa_openrlhf.config import TrainConfig
 from pipa_openrlhf.data import prepare, sources, workers
 from pipa_openrlhf.data.bad_rows import kind_of
@@ -363,7 +364,7 @@ def test_a_full_disk_leaves_nothing(load, write_rows, tmp_path):
 
 def test_an_interrupt_ends_workers_and_leaves_nothing(load, write_rows, tmp_path, monkeypatch):
     started = []
-    real = workers.subprocess.Popen
+    real = child_process.subprocess.Popen
 
     def start(*words, **options):
         started.append(real(*words, **options))
@@ -372,7 +373,7 @@ def test_an_interrupt_ends_workers_and_leaves_nothing(load, write_rows, tmp_path
     def interrupted(self, packed):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setattr(child_process.subprocess, "Popen", start)
     monkeypatch.setattr(Gathered, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(write_rows(ROWS), num_proc=2)

@@ -4,8 +4,9 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
-import time
+from multiprocessing import Pipe
 
 import pytest
 
@@ -72,26 +73,24 @@ def test_many_pairs_keep_their_order(grader):
 
 def test_a_pair_that_hangs_is_wrong_and_the_others_are_graded():
     with Grader(seconds=3, processes=1) as one:
-        begun = time.monotonic()
         pairs = [("0.5", r"\frac{1}{2}"), (HANGS, "x + 1"), ("0.25", r"\frac{1}{4}")]
         assert one.same(pairs) == [True, False, True]
         assert one.given_up == 1
         assert one.same(pairs) == [True, False, True] and one.given_up == 1  # known: not tried again
         assert one.same([("0.2", r"\frac{1}{5}"), ("0.3", r"\frac{1}{3}")]) == [True, False] and one.given_up == 1
-        assert time.monotonic() - begun < 60
 
 
 def test_a_process_that_dies_is_replaced(grader):
     assert grader.same([("0.5", r"\frac{1}{2}")]) == [True]
-    os.kill(grader._processes[0]._process.pid, signal.SIGKILL)
-    grader._processes[0]._process.wait()
+    os.kill(grader._processes[0]._child.process.pid, signal.SIGKILL)
+    grader._processes[0]._child.process.wait()
     assert grader.same([("0.2", r"\frac{1}{5}"), ("0.3", r"\frac{3}{10}")]) == [True, True]
     assert grader.given_up == 0
 
 
 def test_memory_is_limited(grader):
     assert grader.same([("0.75", r"\frac{3}{4}")]) == [True]
-    limits = open(f"/proc/{grader._processes[0]._process.pid}/limits").read()
+    limits = open(f"/proc/{grader._processes[0]._child.process.pid}/limits").read()
     assert re.search(r"Max address space +4294967296 ", limits)
 
 
@@ -106,25 +105,24 @@ def test_it_works_off_the_main_thread(grader):
 def test_no_process_is_left_behind_and_none_started_in_vain():
     with Grader(processes=2) as one:
         assert one.same([("5", "5"), ("monday", "Monday")]) == [True, True]
-        assert [process._process for process in one._processes] == [None, None]
+        assert [process._child for process in one._processes] == [None, None]
         one.same([("0.5", r"\frac{1}{2}")])
-        started = [process._process for process in one._processes if process._process]
-    assert len(started) == 1 and started[0].poll() == -signal.SIGKILL
+        started = [process._child for process in one._processes if process._child]
+    assert len(started) == 1 and started[0].process.poll() == -signal.SIGKILL
 
 
 def test_a_worker_whose_parent_has_died_ends_by_itself():
-    code = "from pipa_openrlhf.evaluate import math_worker; math_worker._SPARE_SECONDS = 1; math_worker.work(1)"
-    with subprocess.Popen(
-        [module.sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as worker:
-        worker.stdout.readline()
-        worker.stdin.write(b'["$\\\\boxed{x + 1}$", "$\\\\boxed{9^{9^{9^{9}}} + x}$"]\n')
-        worker.stdin.flush()
+    ours, theirs = Pipe()
+    code = "from pipa_openrlhf.evaluate import math_worker; math_worker._SPARE_SECONDS = 1; math_worker.work(%d, 1)"
+    words = [sys.executable, "-c", code % theirs.fileno()]
+    with theirs, subprocess.Popen(words, pass_fds=[theirs.fileno()]) as worker:
+        assert ours.recv_bytes() == b"true"
+        ours.send_bytes(b'["$\\\\boxed{x + 1}$", "$\\\\boxed{9^{9^{9^{9}}} + x}$"]')
         assert worker.wait(60) == -signal.SIGXCPU
 
 
 def test_a_process_that_cannot_start_is_an_error(monkeypatch):
-    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with Grader(processes=1) as one, pytest.raises(UserError, match="does not start"):
         one.same([("0.5", r"\frac{1}{2}")])
 
