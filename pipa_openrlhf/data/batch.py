@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from pipa_openrlhf.data.shared_row import SharedRow, share_prefixes
+from pipa_openrlhf.data.prefixes import SharedRow, share_prefixes
 from pipa_openrlhf.data.tokenise import Sample
 
 

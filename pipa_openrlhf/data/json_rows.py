@@ -1,12 +1,15 @@
-"""JSON and JSON Lines files to rows that know their line; a row is in memory, never the file."""
+"""JSON and JSON Lines files to rows that know their line; a row is in memory, never the file.
+
+A long text is cut into values by a scanner that sees where each begins and ends without decoding it.
+"""
 
 import codecs
 import json
 import re
 from collections.abc import Iterator
+from typing import IO
 
 from pipa_openrlhf.data.compressed import COMPRESSED, open_bytes
-from pipa_openrlhf.data.json_scan import ContainerEnd, JsonScanner
 from pipa_openrlhf.errors import UserError, first_line
 
 _WHITESPACE = b" \t\r\n"
@@ -16,6 +19,13 @@ _ONLY_LIST = "data"
 _EXCERPT = 20  # characters of a row that a message shows
 
 Texts = Iterator[tuple[int, str]]
+
+_SCANNED = 1 << 18  # bytes
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+# A string without escapes at once; a quote alone begins any other string.
+_TOKEN = re.compile(r'"[^"\\]*"|["{}\[\]]')
+_SCALAR_END = re.compile(r'[ \t\r\n,:"{}\[\]]')
 
 
 def is_json_path(path: str) -> bool:
@@ -93,7 +103,7 @@ def _further(where: str, lines: int) -> str:
 
 def _texts(path: str, split: str) -> Texts:
     with open_bytes(path) as file:
-        first = JsonScanner(file).peek()
+        first = _Scanner(file).peek()
     if not first:
         raise UserError(f"{path}: the file is empty; give one JSON object a line")
     is_document = not _plain_name(path).endswith(".jsonl")
@@ -120,14 +130,14 @@ def _line_texts(path: str) -> Texts:
 
 def _object_texts(path: str) -> Texts:
     with open_bytes(path) as file:
-        scanner = JsonScanner(file)
+        scanner = _Scanner(file)
         while scanner.peek():
             yield _row(scanner, path)
 
 
 def _list_texts(path: str) -> Texts:
     with open_bytes(path) as file:
-        scanner = JsonScanner(file)
+        scanner = _Scanner(file)
         scanner.take("[")
         if not scanner.take("]"):
             yield _row(scanner, path)
@@ -141,7 +151,7 @@ def _list_texts(path: str) -> Texts:
             raise UserError(f"{path} line {scanner.line}: {problem}")
 
 
-def _row(scanner: JsonScanner, path: str) -> tuple[int, str]:
+def _row(scanner: "_Scanner", path: str) -> tuple[int, str]:
     """The next value. Raises UserError where it cannot be a row; whether it is one is known when it is decoded."""
     scanner.peek()
     line = scanner.line
@@ -156,7 +166,7 @@ def _split_names(path: str, wanted: str) -> list[str]:
     names: list[str] = []
     with open_bytes(path) as file:
         try:
-            for name, _, text in _walk_splits(JsonScanner(file)):
+            for name, _, text in _walk_splits(_Scanner(file)):
                 if not text:
                     _expect(name in (*_SPLITS, _ONLY_LIST, wanted) and name not in names)
                     names.append(name)
@@ -173,7 +183,7 @@ def _split_texts(path: str, names: list[str], wanted: str) -> Texts:
             raise UserError(f"{path}: {problem}; choose one by --data.dataset_split")
         wanted = names[0]
     with open_bytes(path) as file:
-        for name, line, text in _walk_splits(JsonScanner(file)):
+        for name, line, text in _walk_splits(_Scanner(file)):
             if text and name == wanted:
                 yield line, text
 
@@ -182,7 +192,7 @@ class _NotSplits(Exception):
     pass
 
 
-def _walk_splits(scanner: JsonScanner) -> Iterator[tuple[str, int, str]]:
+def _walk_splits(scanner: "_Scanner") -> Iterator[tuple[str, int, str]]:
     """``(name, line, text)``: once without text where the list of a split begins, then for each of its rows."""
     scanner.take("{")
     while True:
@@ -226,7 +236,7 @@ def _starts_over_several_lines(path: str) -> bool:
 
 
 def _leaves_open(line: str) -> bool:
-    end = ContainerEnd()
+    end = _ContainerEnd()
     _, ended = end.find(line, 0)
     return not ended and not end.quoted
 
@@ -252,3 +262,127 @@ def _reason(error: json.JSONDecodeError) -> str:
 def _kind(value: object) -> str:
     names = {list: "a list", str: "a string", bool: "true/false", int: "a number", float: "a number"}
     return names.get(type(value), "null")
+
+
+class _Scanner:
+    """Goes through the text of a file and keeps no more of it than a chunk and the value it is at.
+
+    Whether a value is valid JSON is not looked at: where it ends is right if it is valid, and if it is not, then the
+    text that is returned has the first defect in it.
+
+    Args:
+        file: UTF-8, with or without a byte order mark; any other byte becomes half a surrogate pair.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._text, self._at = "", 0  # what was read and is not dropped yet; what comes next in it
+        self._line, self._counted = 1, 0  # the line of `_text[_counted]`
+
+    @property
+    def line(self) -> int:
+        """The line of what comes next."""
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def peek(self) -> str:
+        """The next character that is no space, which comes next from now on; empty at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None  # it matches the empty text
+            self._at = match.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read_more():
+                return ""
+
+    def take(self, character: str) -> bool:
+        """Passes the next character that is no space if it is this one."""
+        found = self.peek() == character
+        self._at += found
+        return found
+
+    def value(self) -> tuple[str, bool]:
+        """Passes the next value; its text from its first character on, and whether the file goes on to its end."""
+        if self.peek() in ("{", "[", '"'):
+            end = _ContainerEnd()
+            length, ended = 0, False
+            while not ended:
+                position, ended = end.find(self._text, self._at + length)
+                length = position - self._at
+                if not ended and not self._read_more():
+                    break
+        else:
+            length, ended = self._scalar_length(), True
+        text = self._text[self._at : self._at + length]
+        self._at += length
+        return text, ended
+
+    def _scalar_length(self) -> int:
+        length = 1  # at least: a character that begins no value is passed too
+        while not (match := _SCALAR_END.search(self._text, self._at + length)):
+            length = max(1, len(self._text) - self._at)
+            if not self._read_more():
+                return len(self._text) - self._at
+        return match.start() - self._at
+
+    def _read_more(self) -> bool:
+        """Appends a chunk and drops what was passed; whether there was one."""
+        rest = len(self._text) - self._at
+        # In proportion to a long value, since all of it is copied each time.
+        data = self._file.read(max(_SCANNED, rest // 8))
+        chunk = self._decoder.decode(data, not data)
+        self._line, self._counted = self.line, 0
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(data)
+
+
+class _ContainerEnd:
+    """Looks for the end of an object, list or string in a text that grows; nothing is looked at twice.
+
+    Attributes:
+        quoted: whether it got to the middle of a string.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self.quoted = False
+
+    def find(self, text: str, position: int) -> tuple[int, bool]:
+        """The end and True, or how far it got and False: then it goes on there once the text is longer."""
+        while True:
+            if self.quoted:
+                position, ended = _string_end(text, position)
+                if not ended:
+                    return position, False
+                self.quoted = False
+            else:
+                match = _TOKEN.search(text, position)
+                if match is None:
+                    return len(text), False
+                position = match.end()
+                token = match[0]
+                if token in "{[":
+                    self._depth += 1
+                elif token in "}]":
+                    self._depth -= 1
+                else:
+                    self.quoted = token == '"'
+            if not self._depth and not self.quoted:
+                return position, True
+
+
+def _string_end(text: str, position: int) -> tuple[int, bool]:
+    """What is behind the closing quote and True, or the length of the text and False."""
+    while True:
+        quote = text.find('"', position)
+        if quote < 0:
+            return len(text), False
+        start = quote
+        while text[start - 1] == "\\":  # stops at the opening quote at the latest
+            start -= 1
+        position = quote + 1
+        if (quote - start) % 2 == 0:
+            return position, True

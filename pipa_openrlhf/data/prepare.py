@@ -23,14 +23,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data import store
-from pipa_openrlhf.data.bad_rows import BadRow, check_bad_rows, report_bad_rows
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.exact import is_plain
 from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, choose_reading
 from pipa_openrlhf.data.reading import Counts, Reader, RowChunk, SampleChunk
-from pipa_openrlhf.data.record import Dropped
+from pipa_openrlhf.data.record import BadRow, Dropped, check_bad_rows, report_bad_rows
 from pipa_openrlhf.data.samples import Columns, Gathered
 from pipa_openrlhf.data.sources import Source, as_row, rows_in_order
+from pipa_openrlhf.data.tokenise import is_plain
 from pipa_openrlhf.data.workers import CannotStart, Workers
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import MAY_CHANGE, settings_of

@@ -6,10 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.bad_rows import BadRow
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import Reading
-from pipa_openrlhf.data.record import Dropped, Record
+from pipa_openrlhf.data.record import BadRow, Dropped, Record
 from pipa_openrlhf.data.samples import pack
 from pipa_openrlhf.data.sources import as_row
 from pipa_openrlhf.data.tokenise import tokenise

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.chat import use_chat_template
+from pipa_openrlhf.data.render import use_chat_template
 from pipa_openrlhf.distributed.devices import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.evaluate.grader import grader_name
 from pipa_openrlhf.generate.config import GenerateConfig

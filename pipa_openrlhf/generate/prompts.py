@@ -2,8 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.chat import Unusable, apply_template
-from pipa_openrlhf.data.render import fill_template, prompt_text
+from pipa_openrlhf.data.render import Unusable, apply_template, fill_template, prompt_text
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.config import FEW_SHOT_FLAG, GenerateConfig
 from pipa_openrlhf.generate.problems import Problem, question_of, read_rows

@@ -12,7 +12,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pipa_openrlhf.data.shared_row import SharedRow
+from pipa_openrlhf.data.prefixes import SharedRow
 
 _KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 

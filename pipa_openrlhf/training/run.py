@@ -11,9 +11,9 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.data.bad_rows import write_bad_rows
-from pipa_openrlhf.data.chat import fix_template_date
 from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.data.record import write_bad_rows
+from pipa_openrlhf.data.render import fix_template_date
 from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipa_openrlhf.data.exact import surely_keeps
 from pipa_openrlhf.data.record import Record
-from pipa_openrlhf.data.tokenise import tokenise
+from pipa_openrlhf.data.tokenise import surely_keeps, tokenise
 
 ODD = ["<eos>", " <eos> x", "é\u0301", "K\u212a", "\u3000a  b\r\n", "caf\xe9"]
 TEXTS = st.text(max_size=20) | st.sampled_from(ODD)

@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipa_openrlhf.data import json_scan
+from pipa_openrlhf.data import json_rows
 from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows, read_json_texts
 from pipa_openrlhf.errors import UserError
 
@@ -106,11 +106,11 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, json_scan.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, json_rows._SCANNED])
 @pytest.mark.parametrize("name, content, lines", FORMS)
 @pytest.mark.parametrize("pack", [None, "gz", "zst"])
 def test_forms_of_a_file(tmp_path, monkeypatch, name, content, lines, chunk, pack):
-    monkeypatch.setattr(json_scan, "CHUNK", chunk)
+    monkeypatch.setattr(json_rows, "_SCANNED", chunk)
     packed = {"gz": gzip.compress, "zst": zstandard.compress}.get(pack, bytes)(content.encode())
     path = write(tmp_path, packed, f"{name}.{pack}" if pack else name)
     assert is_json_path(path)
@@ -164,7 +164,7 @@ def test_any_rows_come_out_as_they_went_in(tmp_path_factory, rows, data):
         return
     lines = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_scan, "CHUNK", chunk)
+        patch.setattr(json_rows, "_SCANNED", chunk)
         for name, content in (("list.json", listed), ("lines.jsonl", lines)):
             assert [row for _, row in read_json_rows(write(folder, content, name))] == rows
 

@@ -5,8 +5,7 @@ import reference
 from reference import mismatch_ratios, reference_point, scored
 from tiny import flags, run_in_process, train, write_jsonl
 
-from pipa_openrlhf.cli.flags import build_parser, parse
-from pipa_openrlhf.cli.renamed_flags import RENAMED
+from pipa_openrlhf.cli.flags import RENAMED, build_parser, parse
 from pipa_openrlhf.errors import UserError
 
 ROWS = [("1+1?\n", "hm", 1), ("Q ", "so 2", 0), ("2+2=\n", "I am Bo", 1)]

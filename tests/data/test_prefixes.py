@@ -10,8 +10,7 @@ from prefix_trees import branching_samples, nodes_of, priors
 from samples import random_samples
 
 from pipa_openrlhf.data.batch import collate
-from pipa_openrlhf.data.prefixes import common_prefix, lexicographic
-from pipa_openrlhf.data.shared_row import share_prefixes
+from pipa_openrlhf.data.prefixes import common_prefix, lexicographic, share_prefixes
 from pipa_openrlhf.data.tokenise import Sample
 
 VOCAB = 97

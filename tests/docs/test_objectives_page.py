@@ -5,8 +5,7 @@ from pathlib import Path
 
 from tiny import run_in_process
 
-from pipa_openrlhf.cli.flags import build_parser
-from pipa_openrlhf.cli.renamed_flags import RENAMED
+from pipa_openrlhf.cli.flags import RENAMED, build_parser
 from pipa_openrlhf.objectives.table import objectives
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text()

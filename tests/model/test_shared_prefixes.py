@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipa_openrlhf.data.batch import Batch, collate
-from pipa_openrlhf.data.shared_row import SharedRow
+from pipa_openrlhf.data.prefixes import SharedRow
 from pipa_openrlhf.model import output_head, shared_prefixes
 from pipa_openrlhf.model.policy import Policy, add_lora
 from pipa_openrlhf.model.value_head import ValueHead

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_tokenizer, run_in_process, run_module, train, write_jsonl
 
-from pipa_openrlhf.data.chat import fix_template_date
+from pipa_openrlhf.data.render import fix_template_date
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.training import identity
 from pipa_openrlhf.training.identity import RunIdentity, Start
