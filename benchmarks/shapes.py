@@ -9,8 +9,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from pipa_openrlhf.data.batch import collate
-from pipa_openrlhf.data.samples import as_samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, as_samples
 from pipa_openrlhf.model.policy import Policy, PolicyActor, add_lora
 from pipa_openrlhf.model.value_head import ValueHead
 from pipa_openrlhf.objectives.batch_loss import BatchLoss, count_batch

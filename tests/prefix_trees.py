@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from samples import random_samples
 
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample
 
 LENGTHS = [(4, 7), (4, 9), (4, 8), (4, 7), (4, 4), (5, 6), (0, 6), (0, 2), (5, 2), (3, 8), (2, 5), (1, 3)]
 # Sample, the one that it begins like, and how many tokens: a prompt and some of the answer, a branch of a branch, the

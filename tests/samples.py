@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample
 
 
 def random_samples(lengths: list[tuple[int, int]], vocab_size: int, seed: int = 0) -> list[Sample]:

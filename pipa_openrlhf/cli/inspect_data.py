@@ -13,8 +13,7 @@ import numpy as np
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.config import DataConfig, ModelSource, NumericsConfig, SeedConfig
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
-from pipa_openrlhf.data.samples import Samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.errors import UserError, check_downloads
 from pipa_openrlhf.settings import check_bounds, setting
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipa_openrlhf.data.prefixes import SharedRow, share_prefixes
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample
 
 
 @dataclass(frozen=True)

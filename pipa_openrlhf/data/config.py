@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 
-from pipa_openrlhf.data.sources import dataset_names, parse_probabilities
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.remembered import user_cache_dir
 from pipa_openrlhf.settings import by_content, free, unescaped
@@ -93,3 +92,34 @@ class DataConfig(TemplateConfig):
             parse_probabilities(self.dataset_probs, len(names))
         if self.output_key and not self.input_key:
             raise UserError("--data.output_key needs --data.input_key, the column of the prompt")
+
+
+def dataset_names(dataset: str | None) -> list[str]:
+    """Files, folders and hub names of ``--data.dataset``.
+
+    Raises:
+        UserError: one is missing.
+    """
+    names = [name.strip() for name in (dataset or "").split(",")]
+    if not all(names):
+        raise UserError("--data.dataset is missing or has an empty name: give a file, a folder or a hub name")
+    return names
+
+
+def parse_probabilities(text: str, num_datasets: int) -> list[float]:
+    """``--data.dataset_probs`` as numbers, one a data set.
+
+    Raises:
+        UserError: they are no probabilities of that many data sets.
+    """
+    flag = f"--data.dataset_probs {text}"
+    try:
+        weights = [float(weight) for weight in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: give numbers with commas between them, such as 0.7,0.3") from None
+    if len(weights) != num_datasets:
+        raise UserError(f"{flag}: {len(weights)} probabilities for {num_datasets} data sets; give one for each")
+    # A data set of probability 0 would never be exhausted, and the interleaving never end.
+    if not all(weight > 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise UserError(f"{flag}: probabilities must be above 0 and add up to 1")
+    return weights

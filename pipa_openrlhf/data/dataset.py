@@ -10,13 +10,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import SeedConfig
-from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.config import DataConfig, parse_probabilities
 from pipa_openrlhf.data.layouts import check_prompts
 from pipa_openrlhf.data.prepare import Request, prepare
 from pipa_openrlhf.data.record import BadRow
 from pipa_openrlhf.data.render import fill_template, use_chat_template
 from pipa_openrlhf.data.samples import Samples
-from pipa_openrlhf.data.sources import open_sources, parse_probabilities
+from pipa_openrlhf.data.sources import open_sources
 from pipa_openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)

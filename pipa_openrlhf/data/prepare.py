@@ -1,4 +1,7 @@
-"""From data sets to columns of samples: few rows in this process, more of them once a node, into files."""
+"""From data sets to columns of samples: few rows in this process, more of them once a node, into files.
+
+A chunk of rows becomes packed samples in any process; nothing here imports torch, so that such a process starts soon.
+"""
 
 import hashlib
 import inspect
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import transformers
 from filelock import FileLock
@@ -25,11 +29,10 @@ from transformers import PreTrainedTokenizerBase
 from pipa_openrlhf.data import store
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, choose_reading
-from pipa_openrlhf.data.reading import Counts, Reader, RowChunk, SampleChunk
-from pipa_openrlhf.data.record import BadRow, Dropped, check_bad_rows, report_bad_rows
-from pipa_openrlhf.data.samples import Columns, Gathered
+from pipa_openrlhf.data.record import BadRow, Dropped, Record, check_bad_rows, report_bad_rows
+from pipa_openrlhf.data.samples import Columns, Gathered, pack
 from pipa_openrlhf.data.sources import Source, as_row, rows_in_order
-from pipa_openrlhf.data.tokenise import is_plain
+from pipa_openrlhf.data.tokenise import is_plain, tokenise
 from pipa_openrlhf.data.workers import CannotStart, Workers
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import MAY_CHANGE, settings_of
@@ -39,6 +42,103 @@ log = logging.getLogger(__name__)
 # Rows up to which reading them again takes less than looking for them, and than starting processes.
 FEW_ROWS, ROWS_OF_ONE_PROCESS = 2_000, 20_000
 _CHUNK = 512
+
+
+@dataclass(frozen=True)
+class RowChunk:
+    """Rows ``(source, where, row)`` that follow each other; ``first`` is the number of the first one, from 0."""
+
+    first: int
+    rows: list[tuple[int, str, str | dict]]
+
+
+@dataclass
+class Counts:
+    """What rows hold.
+
+    Attributes:
+        ties: rows without an answer to learn from, such as a comparison that ends in a tie.
+        without_prompt: records whose prompt is empty.
+    """
+
+    rows: int = 0
+    records: int = 0
+    ties: int = 0
+    without_prompt: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Count the other's too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass
+class SampleChunk:
+    """What becomes of a chunk of rows.
+
+    Attributes:
+        counts: see :class:`Counts`.
+        packed: see ``samples.pack``.
+        dropped: records that became no sample.
+        label_sources: how many records were labelled by what, see ``data/record.py``.
+        bad: rows that cannot be read.
+    """
+
+    counts: Counts
+    packed: dict[str, Any]
+    dropped: Dropped
+    label_sources: Counter[str]
+    bad: list[BadRow]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads chunks of rows; goes to other processes as it is.
+
+    Attributes:
+        readings: one a source.
+    """
+
+    readings: tuple[Reading, ...]
+    tokenizer: PreTrainedTokenizerBase
+    flags: DataConfig
+
+    def __call__(self, chunk: RowChunk) -> SampleChunk:
+        """Samples of the rows, up to the first bad one where that ends the run.
+
+        Their order and content do not depend on how rows were cut into chunks.
+
+        Raises:
+            UserError: a flag or the tokenizer cannot be used.
+        """
+        counts, records, bad = Counts(), [], []
+        for index, (source, where, row) in enumerate(chunk.rows, start=chunk.first):
+            counts.rows += 1
+            try:
+                found = self._records(source, where, row, index)
+            except UserError as error:
+                bad.append((where, str(error)))
+                if self.flags.on_error == "fail":
+                    break
+                continue
+            records += found
+            counts.ties += not found
+        counts.records = len(records)
+        counts.without_prompt = sum(not record.prompt for record in records)
+        samples, dropped = tokenise(
+            records,
+            self.tokenizer,
+            max_len=self.flags.max_len,
+            annotation=self.flags.annotation,
+            step_separator=self.flags.step_separator,
+        )
+        return SampleChunk(counts, pack(samples), dropped, Counter(one.label_source for one in records), bad)
+
+    def _records(self, source: int, where: str, row: str | dict, index: int) -> list[Record]:
+        records = self.readings[source].records(as_row(where, row), where, index)
+        if self.flags.annotation == "step":
+            _check_step_labels(records)
+        return records
 
 
 @dataclass(frozen=True)
@@ -255,3 +355,17 @@ def _dates(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
     formats = [form for _, form in _DATE.findall(template)]
     others = _DATE.sub("", template).replace("strftime_now is defined", "")
     return [now(form) for form in ("%c %f" if "strftime_now" in others else "", *formats)]
+
+
+def _check_step_labels(records: list[Record]) -> None:
+    """Refuse ``--data.annotation step`` on data without step labels.
+
+    Raises:
+        UserError: names the first record that has none.
+    """
+    for record in records:
+        if record.step_labels is None:
+            raise UserError(
+                f"{record.where}: --data.annotation step, but this answer has no step labels; "
+                "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
+            )

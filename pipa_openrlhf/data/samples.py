@@ -7,13 +7,11 @@ object a sample.
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
-
-from pipa_openrlhf.data.tokenise import Sample
 
 KEY_TYPE = "S16"
 # Fields of a Sample, by the number of values they have: one a token, one a response token, one.
@@ -35,6 +33,31 @@ _TEXTS: dict[str, Any] = {
 _DISTINCT: dict[str, Any] = {"token_ids": np.int32}
 _ALL = {**TOKENS, **RESPONSE, **NUMBERS, **_DERIVED, **_TEXTS, **_DISTINCT}
 TYPES = {name: np.dtype(kind) for name, kind in _ALL.items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised record; T response tokens, the last of them eos where the answer is complete.
+
+    Attributes:
+        input_ids: int32 [prompt_len + T].
+        labels: int8 [T], c_t.
+        mask: int8 [T], m_t: 0 on text the model did not write, on steps without a label, and on a first token that
+            nothing precedes.
+        step_ids: int32 [T], step of each response token; eos is of the last step.
+        weight: multiplies its loss.
+    """
+
+    input_ids: np.ndarray
+    prompt_len: int
+    labels: np.ndarray
+    mask: np.ndarray
+    step_ids: np.ndarray
+    answer_label: int
+    problem_id: str
+    pair_id: int | None
+    where: str
+    weight: float = 1.0
 
 
 class Samples(Sequence[Sample]):

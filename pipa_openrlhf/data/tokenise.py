@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.record import Dropped, Record
 from pipa_openrlhf.data.render import Piece, Rendered, Unusable, render
+from pipa_openrlhf.data.samples import Sample
 from pipa_openrlhf.errors import UserError
 
 _CHUNK = 1024  # records a call of the tokenizer: it works in parallel on the texts of one call
@@ -26,31 +27,6 @@ NO_ANSWER_LABEL = "beginnings of answers without a label of the whole (they have
 _ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 # By tokenizer: how many tokens it had when it was looked at, and what it keeps.
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, Callable[[str], bool]]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One tokenised record; T response tokens, the last of them eos where the answer is complete.
-
-    Attributes:
-        input_ids: int32 [prompt_len + T].
-        labels: int8 [T], c_t.
-        mask: int8 [T], m_t: 0 on text the model did not write, on steps without a label, and on a first token that
-            nothing precedes.
-        step_ids: int32 [T], step of each response token; eos is of the last step.
-        weight: multiplies its loss.
-    """
-
-    input_ids: np.ndarray
-    prompt_len: int
-    labels: np.ndarray
-    mask: np.ndarray
-    step_ids: np.ndarray
-    answer_label: int
-    problem_id: str
-    pair_id: int | None
-    where: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)

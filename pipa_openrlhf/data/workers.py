@@ -7,10 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pipa_openrlhf.child_process import ChildProcess
-from pipa_openrlhf.data.reading import Reader, RowChunk, SampleChunk
 from pipa_openrlhf.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.data.prepare import Reader, RowChunk, SampleChunk
 
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _WAITING = 3  # chunks a worker that may be read and not yet taken; all of them are in memory
@@ -36,7 +39,7 @@ class Workers:
         CannotStart: the tokenizer cannot be handed over.
     """
 
-    def __init__(self, reader: Reader, count: int):
+    def __init__(self, reader: "Reader", count: int):
         self._reader, self._count = reader, count
         self._workers: list[_Worker] = []
 
@@ -69,7 +72,7 @@ class Workers:
         for worker in self._workers:
             worker.end()
 
-    def read(self, chunks: Iterator[RowChunk]) -> Iterator[SampleChunk]:
+    def read(self, chunks: "Iterator[RowChunk]") -> "Iterator[SampleChunk]":
         """Results in the order of the chunks.
 
         Raises:
@@ -80,7 +83,7 @@ class Workers:
         for worker in self._workers:
             free.put(worker)
 
-        def ask(chunk: RowChunk) -> SampleChunk:
+        def ask(chunk: "RowChunk") -> "SampleChunk":
             worker = free.get()
             try:
                 worker.connection.send(chunk)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
-from pipa_openrlhf.data.tables import read_table, rows_of
+from pipa_openrlhf.data.sources import read_table, rows_of
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import last_boxed
 

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipa_openrlhf.data.batch import Batch
-from pipa_openrlhf.data.samples import Samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 

@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import collate
-from pipa_openrlhf.data.samples import Samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError, first_line

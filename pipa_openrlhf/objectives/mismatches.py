@@ -8,8 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipa_openrlhf.data.samples import KEY_TYPE, Samples, sequence_key
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import KEY_TYPE, Sample, Samples, sequence_key
 
 NEVER = np.iinfo(np.int64).max  # a size that fits nowhere
 

@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pipa_openrlhf.data.samples import KEY_TYPE, Samples, sequence_key
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import KEY_TYPE, Sample, Samples, sequence_key
 from pipa_openrlhf.errors import UserError
 
 FORMAT_VERSION = 1

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import cut
-from pipa_openrlhf.data.samples import Samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.devices import device
 from pipa_openrlhf.distributed.strategy import Strategy

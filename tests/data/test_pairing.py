@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipa_openrlhf.data.dataset import keep_labels, match_pairs
-from pipa_openrlhf.data.samples import Samples, as_samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample, Samples, as_samples
 
 ANSWERS = st.lists(st.tuples(st.sampled_from("pqr"), st.integers(0, 1)), max_size=25)
 

@@ -11,7 +11,7 @@ from samples import random_samples
 
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.prefixes import common_prefix, lexicographic, share_prefixes
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Sample
 
 VOCAB = 97
 # Few tokens, so that much is shared; large ones, whose order is another one by bytes from the lowest.

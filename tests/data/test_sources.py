@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from pipa_openrlhf.data import tables
+from pipa_openrlhf.data import sources
 from pipa_openrlhf.data.sources import as_row, open_sources, rows_in_order
 from pipa_openrlhf.errors import UserError
 
@@ -133,7 +133,7 @@ def test_no_data_set_named(read, dataset):
 
 @pytest.mark.parametrize("name", ["nowhere.parquet", "./nowhere", "/nowhere/at/all", "a/b/c", "nowhere/", "~/nowhere"])
 def test_a_wrong_path_fails_without_the_network(read, monkeypatch, name):
-    monkeypatch.setattr(tables, "hub_answers", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(sources, "hub_answers", lambda: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such file or folder; check --data.dataset"):
         read(name)
 
@@ -141,7 +141,7 @@ def test_a_wrong_path_fails_without_the_network(read, monkeypatch, name):
 def test_an_unreachable_hub_is_asked_nothing(read, monkeypatch):
     from huggingface_hub import HfApi
 
-    monkeypatch.setattr(tables, "hub_answers", lambda: False)
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_args, **_options: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="nobody/nothing: cannot be read .*the hub cannot be reached"):
         read("nobody/nothing")
@@ -154,7 +154,7 @@ def test_a_hub_without_that_data_set(read, monkeypatch):
     def not_found(*_args, **_kwargs):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(tables, "hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
     monkeypatch.setattr(HfApi, "dataset_info", not_found)
     with pytest.raises(UserError, match="no such data set on the hub"):
         read("nobody/nothing")
@@ -216,8 +216,8 @@ def test_a_stream_has_an_identity_of_its_content(tmp_path, monkeypatch, kind):
     file = str(tmp_path / "data" / f"data.{'csv' if kind == 'csv' else 'parquet'}")
     name = str(tmp_path / "data") if kind == "folder" else file
     readings = []
-    rows_of = tables.rows_of
-    monkeypatch.setattr(tables, "rows_of", lambda *given: readings.append(given) or rows_of(*given))
+    rows_of = sources.rows_of
+    monkeypatch.setattr(sources, "rows_of", lambda *given: readings.append(given) or rows_of(*given))
 
     def identity(most=100):
         (source,) = open_sources(name, "train", most, streaming=True)
@@ -246,15 +246,15 @@ def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch):
     from huggingface_hub import HfApi
 
     monkeypatch.setattr(HfApi, "dataset_info", lambda _self, name: SimpleNamespace(sha=f"commit of {name}"))
-    assert tables.stamp("someone/data@part") == ["commit of someone/data"]
+    assert sources._stamp("someone/data@part") == ["commit of someone/data"]
 
 
 def test_a_table_is_hashed_once(tmp_path, monkeypatch):
     """Its rows decide, however many processes and starts ask; other rows of the same file are another table."""
     path, memory = str(tmp_path / "data.parquet"), str(tmp_path / "hashes.json")
     hashed = []
-    digest_of = tables.digest_of
-    monkeypatch.setattr(tables, "digest_of", lambda one: hashed.append(len(one)) or digest_of(one))
+    digest_of = sources.digest_of
+    monkeypatch.setattr(sources, "digest_of", lambda one: hashed.append(len(one)) or digest_of(one))
 
     def identity(most=100):
         (source,) = open_sources(path, "train", most)

@@ -21,8 +21,7 @@ from pipa_openrlhf.data import prepare, sources, workers
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.record import kind_of
 from pipa_openrlhf.data.render import fix_template_date
-from pipa_openrlhf.data.samples import Gathered, Joined, as_samples
-from pipa_openrlhf.data.tokenise import Sample
+from pipa_openrlhf.data.samples import Gathered, Joined, Sample, as_samples
 from pipa_openrlhf.data.training_set import TrainingSet
 from pipa_openrlhf.errors import UserError
 

@@ -16,8 +16,8 @@ from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from types import ModuleType
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.unlabelled import why_unlabelled
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.errors import UserError, first_line

@@ -3,8 +3,8 @@
 import json
 import re
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, Conversation, join, make_record
 from pipa_openrlhf.data.record import FROM_Q_VALUES, Record
 

@@ -2,7 +2,7 @@
 
 import re
 
-from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS
 
 # What a model wrote; and what is so called too, but is the reference where another column has the model's answer.

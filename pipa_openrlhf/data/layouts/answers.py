@@ -1,8 +1,7 @@
 """Several whole answers to one problem, each right or wrong."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import rollouts
+from pipa_openrlhf.data.layouts import fields, rollouts
 from pipa_openrlhf.data.layouts.answer_columns import TEXTS, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import join, make_record, needed_prompt, to_answer
 from pipa_openrlhf.data.record import Record

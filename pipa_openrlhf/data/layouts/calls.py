@@ -2,7 +2,7 @@
 
 import json
 
-from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts import fields
 
 CALL = "function_call"
 

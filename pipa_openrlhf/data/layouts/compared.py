@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import paired
+from pipa_openrlhf.data.layouts import fields, paired
 from pipa_openrlhf.data.layouts.conversation import read_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import read_prompt

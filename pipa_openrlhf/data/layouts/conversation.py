@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.calls import chat_messages
 from pipa_openrlhf.data.layouts.prompts import ADD_THE_FLAG, read_prompt
 from pipa_openrlhf.data.record import Record

@@ -3,8 +3,8 @@
 ProcessBench, BIG-Bench Mistake, MR-GSM8K, PRMBench, and the students' solutions of "verify-then-generate".
 """
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import labelled_record, until_error
 from pipa_openrlhf.data.record import Record
 

@@ -1,7 +1,7 @@
 """A column for each model, with its solution and whether it is right: GSM8K's example_model_solutions."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
 from pipa_openrlhf.data.record import Record
 

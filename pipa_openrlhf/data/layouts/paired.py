@@ -1,7 +1,7 @@
 """Pairs: a better and a worse answer to one prompt, whole or in steps."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.calls import chat_messages
 from pipa_openrlhf.data.layouts.conversation import Answer, read_answer, to_answer
 from pipa_openrlhf.data.layouts.pairs import is_whole, pair_records

@@ -1,7 +1,7 @@
 """What every layout of pairs shares: two answers to one prompt, made into two records."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record
 from pipa_openrlhf.data.layouts.dialogue import as_messages, is_dialogue
 from pipa_openrlhf.data.layouts.shared_prompt import take_prompt

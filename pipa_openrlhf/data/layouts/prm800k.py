@@ -3,8 +3,8 @@
 import logging
 import math
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import PRM800K_ANSWER, labelled_record
 from pipa_openrlhf.data.record import Record
 

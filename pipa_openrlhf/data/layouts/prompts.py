@@ -1,7 +1,7 @@
 """Which columns make the prompt, and what each of them says."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.calls import chat_messages
 
 CONVERSATIONS = ("messages", "conversations", "conversation")

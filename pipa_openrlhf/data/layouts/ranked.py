@@ -1,8 +1,7 @@
 """Several answers to one prompt with ranks, 0 or 1 the best: Nectar, NeMo-RL."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import paired
+from pipa_openrlhf.data.layouts import fields, paired
 from pipa_openrlhf.data.layouts.conversation import to_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import read_prompt

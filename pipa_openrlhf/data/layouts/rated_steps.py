@@ -2,8 +2,8 @@
 
 import logging
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import decide_prefixes, is_complete, labelled_record
 from pipa_openrlhf.data.record import Record
 

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import join, make_record, to_answer
 from pipa_openrlhf.data.record import Record
 from pipa_openrlhf.errors import first_line

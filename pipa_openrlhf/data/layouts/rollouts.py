@@ -1,7 +1,7 @@
 """Several answers to one problem, each in steps with labels or values and with a label of its own."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import labelled_record
 from pipa_openrlhf.data.record import Record
 

@@ -5,8 +5,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, to_answer
 from pipa_openrlhf.data.layouts.dialogue import HH, STYLES, Style, as_messages, hand_over, is_dialogue, others_turns
 from pipa_openrlhf.data.layouts.prompts import add_system

@@ -2,8 +2,8 @@
 
 from typing import TypeGuard
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import labelled_record, split_question
 from pipa_openrlhf.data.record import Record
 

@@ -2,8 +2,8 @@
 
 import re
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.layouts.prompts import prompt_column, read_prompt

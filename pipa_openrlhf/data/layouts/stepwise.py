@@ -3,8 +3,8 @@
 import re
 from dataclasses import replace
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt
 from pipa_openrlhf.data.layouts.labelled import ENDED, PRM800K_ANSWER
 from pipa_openrlhf.data.layouts.prompts import prompt_column

@@ -1,7 +1,7 @@
 """Comparisons of summaries: OpenAI's summarize_from_feedback."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.conversation import to_answer
 from pipa_openrlhf.data.layouts.pairs import pair_records
 from pipa_openrlhf.data.record import Record

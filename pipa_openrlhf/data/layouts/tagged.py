@@ -1,7 +1,7 @@
 """Answers as one text with a tag at the end of each step, as Math-Shepherd has them."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import decide_prefixes, is_complete, labelled_record, split_question
 from pipa_openrlhf.data.layouts.prm800k import rating
 from pipa_openrlhf.data.layouts.prompts import complete_prompt

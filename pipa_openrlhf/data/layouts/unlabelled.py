@@ -1,6 +1,6 @@
 """Why rows that look like public data are not read: they have no labels."""
 
-from pipa_openrlhf.data import fields
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.answer_columns import LABELS, answer_columns
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, NAMES
 

@@ -1,8 +1,7 @@
 """Single answers, each right or wrong: the data of KTO and of OREO, rollouts with a reward."""
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.data.layouts import first_error, resampled, sign_turns, tagged
+from pipa_openrlhf.data.layouts import fields, first_error, resampled, sign_turns, tagged
 from pipa_openrlhf.data.layouts.answer_columns import answer_columns, label_columns, one_label
 from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record, needed_prompt, read_answer, to_answer
 from pipa_openrlhf.data.layouts.prompts import CONVERSATIONS, complete_prompt, prompt_column, to_prompt

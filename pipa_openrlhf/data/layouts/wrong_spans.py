@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from pipa_openrlhf.data import fields
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.labelled import labelled_record, until_error
 from pipa_openrlhf.data.record import Record
 
