@@ -21,8 +21,8 @@ from workers import Spec, pipa_flags
 
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.model.policy import Policy
-from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.run import train
+from pipa_openrlhf.training.trainer import Callback
 
 MOST = 1.03
 PARTS = ("2b", "2h x loss tokens", "a", "step")

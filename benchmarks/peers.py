@@ -22,7 +22,7 @@ def run_openrlhf_dpo(
         param_dtype: "fp32", which its command line does not offer; None: the one in ``argv``.
     """
     from pipa_openrlhf.distributed import upstream  # noqa: F401
-    from pipa_openrlhf.distributed.devices import dtype_of, on_cpu
+    from pipa_openrlhf.distributed.strategy import dtype_of, on_cpu
 
     # isort: split
     # Ours come first: they make OpenRLHF importable where flash-attn is absent.
@@ -109,7 +109,7 @@ def make_trl_trainer(spec, method: str, precomputed: bool, callback):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-    from pipa_openrlhf.distributed.devices import dtype_of
+    from pipa_openrlhf.distributed.strategy import dtype_of
 
     # Its head skips prompt positions where this says True, which is on CUDA only; other kernels ask elsewhere.
     trl.trainer.utils._use_triton = lambda device: True

@@ -10,8 +10,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, 
 
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.samples import Sample, as_samples
-from pipa_openrlhf.model.policy import Policy, PolicyActor, add_lora
-from pipa_openrlhf.model.value_head import ValueHead
+from pipa_openrlhf.model.policy import Policy, PolicyActor, ValueHead, add_lora
 from pipa_openrlhf.objectives.batch_loss import BatchLoss, count_batch
 from pipa_openrlhf.objectives.pipa import pipa_m
 

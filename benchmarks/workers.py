@@ -72,8 +72,8 @@ def run_pipa(spec: Spec, gate: Gate) -> None:
     from pipa_openrlhf.cli.flags import parse
     from pipa_openrlhf.prior.cache import PriorCache
     from pipa_openrlhf.prior.fill import fill_from_policy
-    from pipa_openrlhf.training.callback import Callback
     from pipa_openrlhf.training.run import train
+    from pipa_openrlhf.training.trainer import Callback
 
     class Rounds(Callback):
         """Waits where the loop begins and after every optimizer step."""

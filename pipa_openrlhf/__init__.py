@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "RunConfig": "pipa_openrlhf.config",
     "Result": "pipa_openrlhf.training.run",
-    "Callback": "pipa_openrlhf.training.callback",
+    "Callback": "pipa_openrlhf.training.trainer",
 }
 __all__ = ["Callback", "Result", "RunConfig", "train"]
 

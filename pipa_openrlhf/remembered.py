@@ -1,8 +1,13 @@
-"""What was once computed from a large file, remembered until the file changes; and where such things are kept."""
+"""What was once found out, remembered: of a large file until it changes, of the hub while this process runs; and where
+such things are kept.
+"""
 
 import json
 import os
 from collections.abc import Callable
+from functools import cache
+
+_HUB_SECONDS = 5  # it answers well within
 
 
 def user_cache_dir(name: str) -> str:
@@ -52,3 +57,16 @@ def _write(memory_path: str, memory: dict) -> None:
         os.replace(unfinished, memory_path)
     except OSError:
         pass  # it only saves time: the file is read again
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached, asked once: loading would spend most of a minute on retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # the network's own exceptions depend on the http library in use
+        return False
+    return True

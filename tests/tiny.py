@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from pipa_openrlhf.cli import entry
 from pipa_openrlhf.cli.flags import parse
-from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.trainer import Callback
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -5,7 +5,6 @@ import glob
 import hashlib
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from safetensors import SafetensorError
 
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.training.callback import Callback
 
 
 def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] | None = None) -> int:
@@ -110,36 +108,6 @@ def _remove_if_old(path: str) -> None:
             os.remove(path)
     except OSError:
         pass  # another rank was faster, or it is another user's
-
-
-class StopOnSignals(Callback):
-    """While training goes, the first SIGINT or SIGTERM only asks it to stop after the running step.
-
-    A second ctrl-C interrupts at once. The handlers of before come back at the end. Main thread only.
-    """
-
-    def __init__(self):
-        self._received: list[int] = []
-        self._previous: dict[int, Any] = {}
-
-    def on_train_begin(self, trainer) -> None:
-        """Take the signals over."""
-        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_train_end(self, trainer) -> None:
-        """Give them back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def wants_stop(self) -> bool:
-        """Whether a signal came."""
-        return bool(self._received)
-
-    def _on_signal(self, number: int, _frame) -> None:
-        # On ctrl-C a launcher sends SIGTERM on top of the terminal's SIGINT; only a second ctrl-C means "at once".
-        if number == signal.SIGINT and number in self._received:
-            raise KeyboardInterrupt
-        self._received.append(number)
 
 
 class _Printed(logging.Handler):

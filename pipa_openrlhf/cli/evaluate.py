@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 def main(config: EvaluateConfig) -> None:
-    from pipa_openrlhf.evaluate.grader import Grader
-    from pipa_openrlhf.evaluate.results import RESULTS_FILE, one_line, score_table, summarise, write_summary
-    from pipa_openrlhf.evaluate.rows import row_maker
-    from pipa_openrlhf.generate.job import prepare_job, run_job
+    from pipa_openrlhf.evaluate.grading import Grader
+    from pipa_openrlhf.evaluate.results import RESULTS_FILE, one_line, row_maker, score_table, summarise, write_summary
     from pipa_openrlhf.generate.problems import RowFile
+    from pipa_openrlhf.generate.sampling import prepare_job, run_job
 
     config.check()
     folder = config.evaluate.folder

@@ -12,17 +12,15 @@ from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.generate.config import SampleConfig
 
 if TYPE_CHECKING:
-    from pipa_openrlhf.evaluate.grader import Grader
-    from pipa_openrlhf.generate.job import MakeRows
+    from pipa_openrlhf.evaluate.grading import Grader
     from pipa_openrlhf.generate.problems import Problem
-    from pipa_openrlhf.generate.sampling import Answer
+    from pipa_openrlhf.generate.sampling import Answer, MakeRows
 
 
 def main(config: SampleConfig) -> None:
-    from pipa_openrlhf.evaluate.grader import Grader, grader_name
-    from pipa_openrlhf.generate.job import prepare_job, run_job
+    from pipa_openrlhf.evaluate.grading import Grader, grader_name
     from pipa_openrlhf.generate.problems import RowFile
-    from pipa_openrlhf.generate.sampling import SamplingSettings
+    from pipa_openrlhf.generate.sampling import SamplingSettings, prepare_job, run_job
 
     config.check()
     sampling = SamplingSettings(

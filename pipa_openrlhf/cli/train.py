@@ -5,16 +5,19 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pipa_openrlhf.cli.entry import StopOnSignals, run
+from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.training.callback import Callback
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.training.trainer import Callback
 
 
-def main(config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:
+def main(config: RunConfig, callbacks: "Sequence[Callback]" = ()) -> None:
     """Check the flags before anything heavy is imported, then train."""
     config.check()
-    from pipa_openrlhf.training.run import train
+    from pipa_openrlhf.training.run import StopOnSignals, train
 
     train(config, [StopOnSignals(), *callbacks])
 

@@ -23,8 +23,7 @@ import numpy as np
 from pipa_openrlhf.data.config import dataset_names, parse_probabilities
 from pipa_openrlhf.data.json_rows import decode, is_json_path, read_json_texts
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.hub import hub_answers
-from pipa_openrlhf.remembered import file_stamp, remembered
+from pipa_openrlhf.remembered import file_stamp, hub_answers, remembered
 
 _FILES = (".csv", ".parquet", ".arrow")
 _SAVED_SPLITS = "dataset_dict.json"

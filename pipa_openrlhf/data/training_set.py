@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import UnitSizes, rank_micro_batches
 from pipa_openrlhf.data.samples import Joined, Sample, Samples
-from pipa_openrlhf.objectives.mismatches import MismatchedCompletions
+from pipa_openrlhf.objectives.kto import MismatchedCompletions
 from pipa_openrlhf.prior.cache import PriorCache
 
 

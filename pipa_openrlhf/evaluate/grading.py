@@ -1,10 +1,25 @@
-"""Find the final answer in a text, and compare it with the right one where that needs no algebra.
+"""Find the final answer in a text, and compare it with the right one: plainly where that is enough, else by algebra.
 
-What needs some goes to math-verify, in ``grader.py``.
+Algebra (math-verify) on what a model wrote may take for ever or all of the memory, so it is done in processes with a
+hard limit. Its own time limits are switched off: they work by a signal, which fails off the main thread and does not
+reach code in C. Whoever started such a process kills it instead.
 """
 
+import json
+import logging
+import os
+import queue
 import re
+import resource
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from types import TracebackType
+
+from pipa_openrlhf.child_process import ChildProcess
+from pipa_openrlhf.errors import UserError
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
 # JSON writes 0.00005 as 5e-05. Longer exponents are not those of a float, and would take for ever.
@@ -16,6 +31,15 @@ _MARKS_AFTER = re.compile(r"(?:\*|\\?\$|\\?%|\.|\s)+$")
 _DELIMITERS_AROUND = re.compile(r"^(?:\*|\\?\$|\\[(\[]|\s)+|(?:\*|\\?\$|\\[)\]]|\.|\s)+$")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|[ \t]+([^\s$\\{}]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+_START_SECONDS = 120.0  # importing sympy on a busy machine
+_SECONDS = 10.0
+_MOST_PROCESSES = 8
+
+Pair = tuple[str, str]
+
+_BYTES = 4 << 30
+_SPARE_SECONDS = 5
 
 
 def extract_answer(text: str) -> str | None:
@@ -124,3 +148,152 @@ def _has_matched_braces(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
+
+
+def grader_name() -> str:
+    """What grades, and its version: another grader calls other answers right.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return f"math-verify {version('math-verify')} after equal numbers and equal text"
+    except PackageNotFoundError:
+        raise UserError("math-verify, which grades answers, is missing: run scripts/install.sh again") from None
+
+
+class Grader:
+    """A context within which answers are compared. Its processes start when they are first needed.
+
+    Args:
+        seconds: that a pair may take; then it is wrong, and its process killed.
+        processes: at most; None: one a core, up to eight.
+
+    Attributes:
+        given_up: pairs whose process was killed for time, or died, of memory for example. They count as wrong.
+    """
+
+    def __init__(self, seconds: float = _SECONDS, processes: int | None = None):
+        count = processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
+        self._processes = [_Process(seconds) for _ in range(count)]
+        self._known: dict[Pair, bool] = {}
+        self.given_up = 0
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.end()
+
+    def same(self, pairs: Sequence[tuple[str | None, str]]) -> list[bool]:
+        """Whether each ``(prediction, gold)`` is the same answer; a prediction of None is not.
+
+        Raises:
+            UserError: a process cannot be started.
+        """
+        plain = [prediction is not None and compare_plainly(prediction, gold) for prediction, gold in pairs]
+        forms = [(as_mathematics(gold), as_mathematics(prediction or "")) for prediction, gold in pairs]
+        self._compare({pair for pair, known in zip(forms, plain) if known is None and pair not in self._known})
+        return [self._known[pair] if known is None else known for pair, known in zip(forms, plain)]
+
+    def _compare(self, pairs: set[Pair]) -> None:
+        if not pairs:
+            return
+        free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        for process in self._processes:
+            free.put(process)
+
+        def compare(pair: Pair) -> bool | None:
+            process = free.get()
+            try:
+                return process.compare(pair)
+            finally:
+                free.put(process)
+
+        ordered = sorted(pairs)
+        threads = ThreadPoolExecutor(len(self._processes))
+        try:
+            answers = list(threads.map(compare, ordered))
+        except BaseException:
+            for process in self._processes:
+                process.end()  # a thread may wait for one
+            raise
+        finally:
+            threads.shutdown(cancel_futures=True)
+        self.given_up += answers.count(None)
+        self._known |= {pair: answer is True for pair, answer in zip(ordered, answers)}
+
+
+class _Process:
+    """One process of ``math_worker``, started when it is first asked and again after it was killed."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._child: ChildProcess | None = None
+
+    def compare(self, pair: Pair) -> bool | None:
+        """None where there was no reply in time, or the process died of the pair."""
+        if self._child is not None and self._child.process.poll() is not None:
+            self.end()  # killed from outside, which says nothing about this pair
+        reply = _ask(self._child or self._start(), pair, self._seconds)
+        if reply is None:
+            self.end()
+        return reply
+
+    def end(self) -> None:
+        """Kill the process, if there is one."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+    def _start(self) -> ChildProcess:
+        self._child = child = ChildProcess(f"{__name__}.compare_pairs", self._seconds)
+        if _reply(child, _START_SECONDS) is None:
+            self.end()
+            raise UserError("a process that grades answers does not start: see its message above, or free some memory")
+        return child
+
+
+def _ask(child: ChildProcess, pair: Pair, seconds: float) -> bool | None:
+    try:
+        child.connection.send_bytes(json.dumps(pair).encode())
+    except ConnectionError:
+        return None
+    return _reply(child, seconds)
+
+
+def _reply(child: ChildProcess, seconds: float) -> bool | None:
+    """JSON: what a process sends that was fed the text of a model is not unpickled. None where nothing comes."""
+    try:
+        return json.loads(child.connection.recv_bytes()) if child.connection.poll(seconds) else None
+    except (EOFError, ConnectionError):
+        return None
+
+
+def compare_pairs(handle: int, seconds: float) -> None:
+    """Compare ``[gold, prediction]`` pairs.
+
+    Args:
+        handle: file descriptor of the connection that they come by.
+        seconds: of CPU that a pair may take. The parent kills earlier; this ends a worker whose parent has died.
+    """
+    connection = Connection(handle)
+    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, resource.RLIM_INFINITY))
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its time limits are off
+    connection.send_bytes(b"true")
+    while True:
+        try:
+            pair = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            return
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(used.ru_utime + used.ru_stime + seconds) + _SPARE_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        gold, prediction = (parse(text, parsing_timeout=None) for text in pair)
+        same = verify(gold, prediction, timeout_seconds=None)  # in this order: it is not symmetric
+        connection.send_bytes(json.dumps(same).encode())

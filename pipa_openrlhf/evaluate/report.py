@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluate.results import headline, read_results, read_summary
-from pipa_openrlhf.evaluate.scores import mcnemar_p, verdicts
+from pipa_openrlhf.evaluate.results import headline, mcnemar_p, read_results, read_summary, verdicts
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -1,14 +1,32 @@
-"""Results of an evaluation: one row an answer, and their summary."""
+"""Results of an evaluation: rows, one a graded answer, with the answers to one problem told apart for the vote; their
+scores, the intervals of these and the test of two evaluations; and a summary.
+"""
 
 import json
+import math
 import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluate.scores import bootstrap_interval, scores_of, wilson_interval
+from pipa_openrlhf.evaluate.grading import Grader, committed_answer, grader_name
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.generate.problems import Problem
+    from pipa_openrlhf.generate.sampling import Answer, MakeRows
 
 RESULTS_FILE = "results.jsonl"
 SUMMARY_FILE = "summary.json"
 BREAKDOWNS = ("level", "type")
+
+_RESAMPLES = 10_000
+_AT_ONCE = 2_000_000  # numbers in memory while resampling
+_NORMAL_QUANTILE_975 = 1.959963984540054
+
+Rows = list[dict]
 
 
 def summarise(rows: list[dict], description: dict) -> dict:
@@ -136,3 +154,147 @@ def read_results(folder: str) -> list[dict]:
             return [json.loads(line) for line in file]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the results of an evaluation ({error})") from error
+
+
+def by_problem(rows: Rows) -> dict[str, Rows]:
+    """The rows of each problem; no score depends on their order."""
+    problems: dict[str, Rows] = {}
+    for row in rows:
+        problems.setdefault(row["problem_id"], []).append(row)
+    return problems
+
+
+def verdicts(rows: Rows) -> dict[str, bool]:
+    """One a problem: whether its answer is right, or where it has several the one that most of them give."""
+    return {key: majority_is_right(of_problem) for key, of_problem in by_problem(rows).items()}
+
+
+def majority_is_right(rows: Rows) -> bool:
+    """Whether the most frequent answer to one problem is right.
+
+    Of equally frequent ones that which was given first counts. Rows without an answer have no vote; where none has one
+    the problem is not solved.
+    """
+    if len(rows) == 1:
+        return bool(rows[0]["right"])
+    votes = Counter(row["vote"] for row in rows if row["vote"] is not None)
+    if not votes:
+        return False
+    winner = min(votes, key=lambda vote: (-votes[vote], vote))
+    return any(row["right"] for row in rows if row["vote"] == winner)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Probability that one of ``k`` answers is right, drawn without replacement from ``n`` of which ``right`` are.
+
+    Unbiased for the probability that one of ``k`` new answers is right (Chen et al. 2021, arXiv 2107.03374).
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def scores_of(rows: Rows) -> dict[str, list[float]]:
+    """Name of a score to its value on each problem; with several answers also ``maj@n`` and ``pass@k``."""
+    problems = list(by_problem(rows).values())
+    n = max(map(len, problems))
+    rights = [sum(bool(row["right"]) for row in of_problem) for of_problem in problems]
+    scores = {"accuracy": [right / n for right in rights]}
+    if n > 1:
+        scores[f"maj@{n}"] = [float(majority_is_right(of_problem)) for of_problem in problems]
+        ks = [*(1 << power for power in range(1, n.bit_length()) if 1 << power < n), n]
+        scores |= {f"pass@{k}": [pass_at_k(n, right, k) for right in rights] for k in ks}
+    return scores
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values``, which are one a problem; the same at every call."""
+    array = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(0)
+    at_once = max(1, _AT_ONCE // len(array))
+    means = []
+    for start in range(0, _RESAMPLES, at_once):
+        size = (min(at_once, _RESAMPLES - start), len(array))
+        means.append(array[draws.integers(0, len(array), size)].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share seen as ``successes`` out of ``n``."""
+    z = _NORMAL_QUANTILE_975
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided exact McNemar test of the problems that one alone of two evaluations has right."""
+    n = only_first + only_second
+    tail = sum(math.comb(n, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def row_maker(grader: Grader) -> "MakeRows":
+    """From problems and their answers to rows of ``results.jsonl``."""
+
+    def make_rows(answered: "list[tuple[Problem, list[Answer]]]") -> list[list[dict]]:
+        predicted = [[committed_answer(one.text, one.finished) for one in answers] for _, answers in answered]
+        pairs = [(one, problem.answer) for (problem, _), ones in zip(answered, predicted) for one in ones]
+        flat = iter(grader.same(pairs))
+        rights = [[next(flat) for _ in answers] for _, answers in answered]
+        votes = _votes(grader, predicted, rights)
+        return [
+            [_row(problem, *one) for one in zip(answers, ones, of_problem, of_votes)]
+            for (problem, answers), ones, of_problem, of_votes in zip(answered, predicted, rights, votes)
+        ]
+
+    return make_rows
+
+
+def _row(problem: "Problem", answer: "Answer", predicted: str | None, right: bool, vote: int | None) -> dict:
+    return {
+        "right": right,
+        "predicted": predicted,
+        "vote": vote,
+        "answer": problem.answer,
+        **{name: value for name, value in (("level", problem.level), ("type", problem.type)) if value is not None},
+        "question": problem.question,
+        "completion": answer.text,
+        "finished": answer.finished,
+        "num_tokens": answer.num_tokens,
+        "grader": grader_name(),
+    }
+
+
+def _votes(grader: Grader, predicted: list[list[str | None]], rights: list[list[bool]]) -> list[list[int | None]]:
+    """For each answer the number of the first one to the same problem that says the same; None for no answer.
+
+    Right answers all equal the gold answer. Wrong ones are compared with each other, so that a wrong answer written in
+    two ways has both its votes too.
+    """
+    wrong = [
+        list(dict.fromkeys(one for one, right in zip(ones, of_problem) if one is not None and not right))
+        for ones, of_problem in zip(predicted, rights)
+    ]
+    pairs = list({(later, earlier) for ones in wrong for at, later in enumerate(ones) for earlier in ones[:at]})
+    same = {pair for pair, equal in zip(pairs, grader.same(pairs)) if equal}
+    return [_votes_of_problem(ones, of_problem, same) for ones, of_problem in zip(predicted, rights)]
+
+
+def _votes_of_problem(predicted: list[str | None], rights: list[bool], same: set[tuple[str, str]]) -> list[int | None]:
+    firsts: list[int] = []
+    votes: list[int | None] = []
+
+    def is_same(number: int, first: int) -> bool:
+        one, other = predicted[number], predicted[first]
+        return rights[number] == rights[first] and (rights[number] or one == other or (one, other) in same)
+
+    for number, one in enumerate(predicted):
+        if one is None:
+            votes.append(None)
+            continue
+        vote = next((first for first in firsts if is_same(number, first)), number)
+        if vote == number:
+            firsts.append(number)
+        votes.append(vote)
+    return votes

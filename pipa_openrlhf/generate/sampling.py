@@ -1,16 +1,98 @@
-"""Sample answers to many prompts with a Hugging Face model, in batches of prompts of similar length.
+"""From problems to answers: prompts, and a model that continues them in batches of similar length.
 
 A batch has a seed of its own, made from the run's seed and the prompts in it. A run that was stopped and continued
 therefore draws the same answers as one that was not.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
+from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipa_openrlhf.data.render import Unusable, apply_template, fill_template, prompt_text, use_chat_template
+from pipa_openrlhf.distributed.strategy import device, dtype_of, slow_dtype_hint
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluate.grading import grader_name
+from pipa_openrlhf.generate.config import FEW_SHOT_FLAG, GenerateConfig
+from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, question_of, read_problems, read_rows
+from pipa_openrlhf.model.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    resolve_attention,
+    use_modelscope,
+)
+from pipa_openrlhf.prior.cache import weights_id
+from pipa_openrlhf.remembered import user_cache_dir
+
+log = logging.getLogger(__name__)
+
+ALPHAMATH_TEMPLATE = "<question> {} </question>\n"
+_BETWEEN_EXAMPLES = "\n\n"
+_WORKED_KEYS = ("solution", "completion", "answer")
+
+Example = tuple[str, str]
+
+
+def write_prompts(
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, config: GenerateConfig
+) -> tuple[list[str], str | None]:
+    """The prompts, and the text that begins another problem.
+
+    A model that was shown worked examples may go on with a problem of its own where its answer should end. There is
+    no such text without examples, in a chat, or where the template has nothing before the question.
+
+    Raises:
+        UserError: the file of examples cannot be read, or a template cannot be used.
+    """
+    template = ALPHAMATH_TEMPLATE if config.prompt.style == "alphamath" else config.data.input_template
+    examples = read_examples(config.prompt.few_shot, config.prompt.shots) if config.prompt.few_shot else []
+    if config.data.apply_chat_template:
+        return [_chat(problem.question, examples, tokenizer) for problem in problems], None
+    before = "".join(
+        f"{fill_template(question, template)}{worked}{_BETWEEN_EXAMPLES}" for question, worked in examples
+    )
+    prompts = [before + prompt_text(problem.question, tokenizer, template) for problem in problems]
+    head = template.partition("{}")[0].strip() if template and examples else ""
+    return prompts, f"\n{head}" if head else None
+
+
+def read_examples(path: str, most: int | None) -> list[Example]:
+    """Questions with worked answers, from a file as ``read_problems`` takes it.
+
+    The worked answer is ``steps``, a line each, or else ``solution`` (MATH), ``completion``, or ``answer`` (GSM8K).
+
+    Raises:
+        UserError: no such file, or a row that has neither.
+    """
+    examples = []
+    for where, row in read_rows(path, most, split="train", flag=FEW_SHOT_FLAG):
+        steps = row.get("steps")
+        worked = "\n".join(map(str, steps)) if isinstance(steps, list) else None
+        worked = worked or next((row[key] for key in _WORKED_KEYS if isinstance(row.get(key), str)), None)
+        if not worked or not worked.strip():
+            raise UserError(
+                f"{where}: an example needs a worked answer in `steps`, `solution`, `completion` or `answer`"
+            )
+        examples.append((question_of(row, where), worked.strip()))
+    if most is not None and len(examples) < most:
+        raise UserError(f"{FEW_SHOT_FLAG} {path}: has {len(examples)} examples, not the {most} of --prompt.shots")
+    return examples
+
+
+def _chat(question: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> str:
+    messages = []
+    for asked, worked in examples:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": worked}]
+    messages.append({"role": "user", "content": question})
+    try:
+        return apply_template(tokenizer, messages, add_generation_prompt=True)
+    except Unusable as reason:
+        raise UserError(f"{reason}; give --data.tokenizer_chat_template, or change the question") from reason
 
 
 @dataclass(frozen=True)
@@ -147,3 +229,92 @@ def _to_answer(
 
 def _trailing(token: int | None, tokens: list[int]) -> int:
     return next((count for count, one in enumerate(reversed(tokens)) if one != token), len(tokens))
+
+
+# From problems with all their answers to as many rows each, so that answers are graded together.
+MakeRows = Callable[[list[tuple[Problem, list[Answer]]]], list[list[dict]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    config: GenerateConfig
+    problems: list[Problem]
+    prompts: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    sampling: SamplingSettings
+
+    def description(self) -> dict:
+        """Everything the answers depend on, as JSON."""
+        config = self.config
+        return {
+            "model": config.model.path,
+            "weights": weights_id(config.model.path, user_cache_dir("prior")),
+            "dtype": config.ds.param_dtype,
+            "problems": config.problems.path,
+            "num_problems": len(self.problems),
+            "problems_sha256": digest_of(self.problems),
+            "grader": grader_name(),
+            "first_prompt": self.prompts[0],
+            **asdict(self.sampling),
+        }
+
+    def load_model(self) -> PreTrainedModel:
+        config = self.config
+        if hint := slow_dtype_hint(config.ds.param_dtype):
+            log.info(hint)
+        model = load_causal_lm(
+            config.model.path,
+            dtype_of(config.ds.param_dtype),
+            resolve_attention(config.ds.attn_implementation, config.ds.param_dtype),
+            trust_remote_code=config.model.trust_remote_code,
+            experts_implementation=config.ds.experts_implementation,
+        )
+        return model.to(device())  # type: ignore[arg-type]  # transformers' decorator hides that it is a method
+
+
+def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
+    """Read everything but the model's weights, so that most mistakes show within seconds.
+
+    Raises:
+        UserError: a flag is missing or wrong, or the problem file cannot be read.
+    """
+    config.check()
+    if config.use_ms:
+        use_modelscope()
+    problems = read_problems(config.problems.path, config.problems.max, config.problems.split, config.use_ms)
+    tokenizer = load_tokenizer(
+        config.model.path,
+        use_fast=not config.data.disable_fast_tokenizer,
+        trust_remote_code=config.model.trust_remote_code,
+        padding_side="left",
+    )
+    if config.data.apply_chat_template:
+        use_chat_template(tokenizer, config.data.tokenizer_chat_template)
+    prompts, stop = write_prompts(problems, tokenizer, config)
+    return Job(config, problems, prompts, tokenizer, replace(sampling, stop=stop))
+
+
+def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str) -> None:
+    """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
+    done = {(row["problem_id"], row["sample"]) for row in file.rows}
+    samples = range(job.sampling.num_samples)
+    batches = [
+        batch
+        for batch in plan_batches(job.prompts, job.sampling)
+        if any((job.problems[index].problem_id, sample) not in done for index in batch for sample in samples)
+    ]
+    if not batches:
+        return
+    model = job.load_model()
+    total = len(job.problems) * len(samples)
+    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
+        for batch, answers in sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling):
+            problems = [job.problems[index] for index in batch]
+            rows = [
+                {"problem_id": problem.problem_id, "sample": sample} | row
+                for problem, of_problem in zip(problems, make_rows(list(zip(problems, answers))))
+                for sample, row in enumerate(of_problem)
+                if (problem.problem_id, sample) not in done
+            ]
+            file.append(rows)
+            bar.update(len(rows))

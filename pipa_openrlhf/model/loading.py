@@ -1,12 +1,18 @@
-"""Load tokenizers and causal language models from a hub name, a folder, or an adapter folder."""
+"""Load tokenizers and causal language models from a hub name, a folder, or an adapter folder.
+
+An adapter is merged into its base without changing what the two compute together.
+"""
 
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,11 +30,10 @@ from transformers.utils.import_utils import (
     is_kernels_available,
 )
 
-from pipa_openrlhf.distributed.devices import on_cpu
+from pipa_openrlhf.distributed.strategy import on_cpu
 from pipa_openrlhf.distributed.upstream import patch_zero3_weight_mapping
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.hub import hub_answers
-from pipa_openrlhf.model.adapters import adapter_base, is_adapter, merge_adapter, root_model
+from pipa_openrlhf.remembered import hub_answers
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,11 @@ _FLASH_PACKAGES = {
     "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
     "flash_attention_4": (is_flash_attn_4_available, "flash-attn-4"),
 }
+
+_PROBE_TOKENS = 8
+# Largest share of the logits' spread by which merging may change them: what rounding the merged weights does.
+_MERGE_NOISE = {torch.float32: 1e-3}
+_MERGE_NOISE_16_BIT = 0.2
 
 
 def use_modelscope() -> None:
@@ -200,3 +210,146 @@ def _reason(error: Exception) -> str:
     """The line that names the sizes where a tensor's differ, else the first."""
     lines = [line.strip() for line in str(error).split("\n")]
     return next((line for line in lines if line.startswith("size mismatch")), first_line(error))
+
+
+def is_adapter(path: str) -> bool:
+    """True for a folder that holds a PEFT adapter rather than a model."""
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
+def adapter_base(path: str) -> tuple[str, str | None]:
+    """Name or folder of the model that the adapter in ``path`` belongs to, and its revision on the hub.
+
+    A relative folder may be beside the adapter. A folder has no revision.
+
+    Raises:
+        UserError: the adapter names no model.
+    """
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}/adapter_config.json is not a config of an adapter: {first_line(error)}") from error
+    base = config.base_model_name_or_path
+    if not base:
+        raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: add it, or merge the adapter")
+    beside = os.path.join(path, base)
+    if not os.path.isdir(base) and os.path.isdir(beside):
+        base = beside
+    return base, None if os.path.isdir(base) else config.revision
+
+
+def root_model(path: str) -> tuple[str, str | None]:
+    """The model below all adapters and its revision: ``path`` itself where it holds none."""
+    revision = None
+    while is_adapter(path):
+        path, revision = adapter_base(path)
+    return path, revision
+
+
+def _vocabulary(lm: PreTrainedModel) -> int:
+    """Rows of the input embeddings."""
+    return cast(nn.Embedding, lm.get_input_embeddings()).weight.shape[0]
+
+
+def base_model(model: PeftModel) -> PreTrainedModel:
+    """The language model in PEFT's wrapper; PEFT would wrap any module."""
+    return cast(PreTrainedModel, model.get_base_model())
+
+
+def adapter_vocabulary(path: str, base: PreTrainedModel) -> int | None:
+    """Rows of the embeddings or output head that the adapter in ``path`` brings; None where it brings neither.
+
+    Args:
+        base: the adapter's base, with or without weights.
+    """
+    file = os.path.join(path, "adapter_model.safetensors")
+    if not os.path.isfile(file):
+        return None
+    names = {id(module): name for name, module in base.named_modules()}
+    wanted = []
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if module is not None:
+            prefix = f"base_model.model.{names[id(module)]}"
+            wanted += [(f"{prefix}.weight", 0), (f"{prefix}.lora_embedding_A", 1)]
+    with safe_open(file, framework="pt") as tensors:
+        kept = set(tensors.keys())
+        return next((tensors.get_slice(key).get_shape()[axis] for key, axis in wanted if key in kept), None)
+
+
+def merge_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
+    """``base`` with the adapter in ``path`` merged, trainable where ``base`` was.
+
+    Raises:
+        UserError: merging would give another model.
+    """
+    frozen = {name for name, parameter in base.named_parameters() if not parameter.requires_grad}
+    rows = adapter_vocabulary(path, base)
+    if rows is not None and rows != _vocabulary(base):
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    merged = merge(PeftModel.from_pretrained(base, path), path)
+    for name, parameter in merged.named_parameters():
+        # PEFT freezes the base, and merging leaves it frozen.
+        parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
+    return merged
+
+
+@torch.no_grad()
+def merge(model: PeftModel, what: str) -> PreTrainedModel:
+    """The base with its adapter merged, checked on the log-probs of a few tokens.
+
+    Args:
+        what: the adapter's name in an error.
+
+    Raises:
+        UserError: the merged model is another one.
+    """
+    base = base_model(model)
+    before = _probe(base)
+    _untie_adapted_embeddings(base)
+    merged = model.merge_and_unload()
+    if before is None:
+        return merged
+    after = _probe(merged)
+    if after is None:
+        raise UserError(f"{what}: the model does not run with the adapter merged: give a merged model")
+    noise = _MERGE_NOISE.get(merged.dtype, _MERGE_NOISE_16_BIT)
+    if not (after - before).norm() <= noise * (before - before.mean(-1, keepdim=True)).norm():
+        raise UserError(
+            f"{what}: merging the adapter changes log-probs by up to {(after - before).abs().max():.3g}: "
+            "merge it with the version of PEFT that trained it, and give the merged model"
+        )
+    return merged
+
+
+def _untie_adapted_embeddings(lm: PreTrainedModel) -> None:
+    """Give the output head weights of its own where an adapter on one side of a tied pair would change the other."""
+    embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if head is None or not any(isinstance(one, BaseTunerLayer) for one in (embedding, head)):
+        return
+    if head.weight is embedding.weight:
+        plain = cast(nn.Linear, head.get_base_layer() if isinstance(head, BaseTunerLayer) else head)
+        plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+        for config in (lm.config, lm.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _probe(lm: PreTrainedModel) -> torch.Tensor | None:
+    """[_PROBE_TOKENS, V] float32 log-probs after tokens spread over the vocabulary.
+
+    None for a model that cannot run where its weights are, such as one whose kernels need the accelerator.
+    """
+    rows = _vocabulary(lm)
+    tokens = torch.linspace(0, rows - 1, _PROBE_TOKENS, device=lm.device).long()[None]
+    used, training = lm.config._attn_implementation, lm.training
+    has_kernels = used not in ("eager", "sdpa")
+    try:
+        if has_kernels:
+            lm.set_attn_implementation("eager")
+        logits = lm.eval()(input_ids=tokens, use_cache=False).logits[0]
+    except (RuntimeError, ImportError, NotImplementedError, ValueError):
+        return None
+    finally:
+        if has_kernels:
+            lm.set_attn_implementation(used)
+        lm.train(training)
+    return torch.log_softmax(logits.float(), -1)

@@ -1,23 +1,88 @@
-"""The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it."""
+"""The trained model: a language model with the value head grafted on, and OpenRLHF's Actor around it.
 
+The value head g: will the next token be right? (paper, sections 2.5 and 3.1)
+"""
+
+import json
+import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch
+from pipa_openrlhf.distributed.strategy import dtype_of
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.adapters import base_model
+from pipa_openrlhf.model.loading import base_model, load_causal_lm
 from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
 from pipa_openrlhf.model.shared_prefixes import enable_shared_prefixes, refuse_other_attention
-from pipa_openrlhf.model.value_head import ValueHead
 from pipa_openrlhf.objectives.batch_loss import PolicyOutput, TokenTerms
+from pipa_openrlhf.objectives.objective import Objective
+
+log = logging.getLogger(__name__)
+
+HEAD_WEIGHTS_FILE = "value_head.safetensors"
+HEAD_CONFIG_FILE = "value_head_config.json"
+
+
+class ValueHead(nn.Module):
+    """Linear(d, h) -> ReLU -> Linear(h, 1). Its sigmoid is g = p(c_t = 1 | x, y_<t).
+
+    The last layer starts at zero, so that g = 0.5 everywhere at step 0 (Figure 3).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.dense = nn.Linear(input_size, hidden_size, dtype=dtype)
+        self.out = nn.Linear(hidden_size, 1, dtype=dtype)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., d] hidden states that predict y_t -> [...] logits u_t, float32 or wider."""
+        u = self.out(torch.relu(self.dense(hidden))).squeeze(-1)
+        return u.to(torch.promote_types(u.dtype, torch.float32))
+
+
+def save_value_head(folder: str, state: dict[str, torch.Tensor]) -> None:
+    """Write ``dense.weight``, ``dense.bias``, ``out.weight``, ``out.bias`` and the head's config to ``folder``."""
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, os.path.join(folder, HEAD_WEIGHTS_FILE))
+    hidden_size, input_size = state["dense.weight"].shape
+    config = {"input_size": input_size, "hidden_size": hidden_size, "activation": "relu"}
+    with open(os.path.join(folder, HEAD_CONFIG_FILE), "w") as file:
+        json.dump(config, file, indent=2)
+
+
+def load_value_head(folder: str, dtype: torch.dtype) -> ValueHead:
+    """The value head exported to ``folder``.
+
+    Raises:
+        UserError: there is none, or it is not one of ours.
+    """
+    weights, config = (os.path.join(folder, name) for name in (HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE))
+    for path in (weights, config):
+        if not os.path.isfile(path):
+            raise UserError(f"no value head in {folder}: {path} does not exist")
+    try:
+        with open(config) as file:
+            sizes = json.load(file)
+        head = ValueHead(sizes["input_size"], sizes["hidden_size"], dtype)
+        head.load_state_dict(load_file(weights))
+    except (RuntimeError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{weights} with {HEAD_CONFIG_FILE} is not a value head of this package: {first_line(error)}"
+        ) from error
+    return head
 
 
 class Policy(nn.Module):
@@ -175,3 +240,97 @@ def add_lora(
     if hasattr(base_model(model).get_output_embeddings(), "lora_A"):
         raise UserError("--ds.lora.target_modules: LoRA on the output head is not supported; leave it out")
     return model
+
+
+def build_policy(
+    run: RunConfig,
+    objective: Objective,
+    ds_config: dict,
+) -> PolicyActor:
+    """The policy: model, then LoRA, then the value head (all-linear LoRA would wrap a head attached before it).
+
+    Args:
+        ds_config: DeepSpeed's training config.
+
+    Raises:
+        UserError: a model, target module or value head that does not fit.
+    """
+    lm = load_lm(run, run.model.path, ds_config)
+    balances_experts = run.model.aux_loss_coef > 0
+    if not run.model.keep_dropout and disable_dropout(lm):
+        log.info(
+            "The model's own dropout is off, so that the policy starts as its prior: --model.keep_dropout keeps it"
+        )
+    config = lm.config.get_text_config()
+    if balances_experts and not hasattr(config, "num_experts_per_tok"):
+        raise UserError("--model.aux_loss_coef balances experts, and this model has none: leave it at 0")
+    dtype = dtype_of(run.ds.param_dtype)
+    adapted: PreTrainedModel | PeftModel = lm
+    if run.ds.lora.rank > 0:
+        lora = run.ds.lora
+        adapted = add_lora(lm, lora.rank, lora.alpha, lora.target_modules, lora.dropout)
+    head = None
+    if objective.learns_value:
+        if run.value.init_from:
+            head = load_value_head(run.value.init_from, dtype)
+            if head.dense.in_features != config.hidden_size:
+                raise UserError(
+                    f"--value.init_from {run.value.init_from}: made for hidden size {head.dense.in_features}, "
+                    f"the model has {config.hidden_size}"
+                )
+        else:
+            head = ValueHead(config.hidden_size, run.value.hidden_size or config.hidden_size, dtype)
+    actor = PolicyActor(
+        Policy(adapted, head, 0.5 if objective.fixed_value is None else objective.fixed_value, balances_experts)
+    )
+    if run.model.gradient_checkpointing_enable:
+        actor.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": run.model.gradient_checkpointing_reentrant}
+        )
+    return actor
+
+
+def load_lm(run: RunConfig, path: str, ds_config: dict) -> PreTrainedModel:
+    """The language model at ``path`` with the run's data type, attention and quantisation."""
+    return load_causal_lm(
+        path,
+        dtype_of(run.ds.param_dtype),
+        run.ds.attn_implementation,
+        run.model.trust_remote_code,
+        run.ds.experts_implementation,
+        run.ds.load_in_4bit,
+        run.ds.use_liger_kernel,
+        ds_config,
+    )
+
+
+def disable_dropout(model: nn.Module) -> int:
+    """Turn off all dropout of ``model``: modules, and the numbers that its attention reads from itself or its config.
+
+    Returns:
+        How many of them were on.
+    """
+    settings = [(holder, name) for holder in _holders(model) for name in _dropout_names(holder)]
+    for holder, name in settings:
+        setattr(holder, name, 0.0)
+    return len(settings)
+
+
+def _dropout_names(holder: nn.Module | PreTrainedConfig) -> list[str]:
+    is_dropout = isinstance(holder, nn.Module) and "drop" in type(holder).__name__.lower()
+    return [
+        name
+        for name, value in vars(holder).items()
+        if isinstance(value, float) and value > 0 and ("drop" in name.lower() or (is_dropout and name == "p"))
+    ]
+
+
+def _holders(model: nn.Module) -> Iterator[nn.Module | PreTrainedConfig]:
+    waiting: list[nn.Module | PreTrainedConfig] = list(model.modules())
+    seen: set[int] = set()
+    while waiting:
+        holder = waiting.pop()
+        if id(holder) not in seen:
+            seen.add(id(holder))
+            yield holder
+            waiting += [value for value in vars(holder).values() if isinstance(value, PreTrainedConfig)]

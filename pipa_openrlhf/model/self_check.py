@@ -18,12 +18,11 @@ from torch.overrides import TorchFunctionMode
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.samples import Sample, Samples
-from pipa_openrlhf.distributed.devices import device
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.fit import check_lengths
-from pipa_openrlhf.model.own_forward import (
+from pipa_openrlhf.model.fit import (
     can_run_eager,
+    check_lengths,
     difference,
     eager_attention,
     largest_of_ranks,

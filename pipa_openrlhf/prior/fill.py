@@ -13,14 +13,11 @@ from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import cut
 from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.data.training_set import unit_sizes
-from pipa_openrlhf.distributed.devices import device
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.build import load_lm
-from pipa_openrlhf.model.policy import Policy, PolicyActor
+from pipa_openrlhf.model.policy import Policy, PolicyActor, load_lm
 from pipa_openrlhf.model.self_check import check_cached, choose_layout
-from pipa_openrlhf.prior.cache import PriorCache
-from pipa_openrlhf.prior.key import prior_id
+from pipa_openrlhf.prior.cache import PriorCache, prior_id
 
 log = logging.getLogger(__name__)
 

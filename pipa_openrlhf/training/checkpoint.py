@@ -27,10 +27,9 @@ from deepspeed.utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipa_openrlhf.distributed.devices import on_cpu
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, on_cpu
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.prior.key import file_sha256
+from pipa_openrlhf.prior.cache import file_sha256
 from pipa_openrlhf.training.checks import full_masters
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ import torch
 from deepspeed.utils import safe_get_local_fp32_param
 
 from pipa_openrlhf.data.batch import Batch
-from pipa_openrlhf.distributed.devices import device
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import Policy, PolicyOutput
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, token_weights

@@ -7,23 +7,20 @@ import re
 import shlex
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.distributed.devices import dtype_of
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, dtype_of
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.adapters import is_adapter, merge
-from pipa_openrlhf.model.loading import empty_causal_lm, load_causal_lm
-from pipa_openrlhf.model.policy import Policy, add_lora
-from pipa_openrlhf.model.saving import save_model
-from pipa_openrlhf.model.value_head import save_value_head
+from pipa_openrlhf.model.loading import empty_causal_lm, is_adapter, load_causal_lm, merge, only_from_disk, root_model
+from pipa_openrlhf.model.policy import Policy, add_lora, save_value_head
 from pipa_openrlhf.settings import flatten, settings_of, to_yaml, updated
 
 if TYPE_CHECKING:
@@ -31,6 +28,10 @@ if TYPE_CHECKING:
 
 MERGED_BASE = "merged_base"
 _INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
+
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+# What merging an adapter may have changed.
+_MAY_CHANGE = ("vocab_size", "tie_word_embeddings")
 
 
 def export_model(
@@ -58,7 +59,7 @@ def export_model(
         head = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         lm_state = {name[len("lm.") :]: tensor for name, tensor in state.items() if name.startswith("lm.")}
         if not isinstance(policy.lm, PeftModel):
-            save_model(policy.lm, folder, base_path, lm_state)
+            _save_model(policy.lm, folder, base_path, lm_state)
         elif config.ckpt.merge_lora:
             _save_merged(folder, policy.lm, lm_state, base_path, trust_remote_code)
         else:
@@ -101,7 +102,7 @@ def _save_adapter(
             # Under its own name only when it is whole: every export of the run belongs to it.
             unfinished = merged_base + ".unfinished"
             dtype = next(iter(lm_state.values())).dtype
-            save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, base_path)
+            _save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, base_path)
             os.rename(unfinished, merged_base)
     model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
     model.save_pretrained(folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False)
@@ -114,7 +115,7 @@ def _save_merged(
     base = load_causal_lm(base_path, dtype, "sdpa", trust_remote_code)
     adapted = get_peft_model(base, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, lm_state))
-    save_model(merge(adapted, "--ckpt.merge_lora"), folder, base_path)
+    _save_model(merge(adapted, "--ckpt.merge_lora"), folder, base_path)
 
 
 def drop_old_exports(config: RunConfig) -> None:
@@ -219,7 +220,7 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             if exports_adapter:
                 lm.save_pretrained(trial, state_dict={}, save_embedding_layers=False)
             else:
-                save_model(lm.unload() if isinstance(lm, PeftModel) else lm, trial, start, {})
+                _save_model(lm.unload() if isinstance(lm, PeftModel) else lm, trial, start, {})
             tokenizer.save_pretrained(trial)
     except Exception as error:  # of any library that writes a file of the export
         raise UserError(
@@ -289,3 +290,66 @@ def command_of(config: RunConfig) -> str:
         if value != default[one.name] and one.name not in ("local_rank", "logger.wandb.run_name"):
             words += one.words("<hidden>" if one.name == "logger.wandb.key" else value)
     return f"python -m pipa_openrlhf.cli.{module} {shlex.join(words)}"
+
+
+def _save_model(
+    model: PreTrainedModel, folder: str, read_from: str, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write ``model`` to ``folder``.
+
+    Args:
+        read_from: the hub name, model folder or adapter folder that it was loaded from.
+        state: its weights, where they are not in ``model`` itself.
+    """
+    generation: Any = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.generation_config = generation
+    written = os.path.join(folder, _GENERATION)
+    original = _original(read_from, _GENERATION)
+    if original is not None:
+        shutil.copyfile(original, written)
+    elif os.path.isfile(written):
+        os.remove(written)  # without one, generation reads the model's config
+    original = _original(read_from, _CONFIG)
+    if original is not None and not model.is_remote_code():
+        _restore_config(model, os.path.join(folder, _CONFIG), original)
+
+
+def _original(path: str, name: str) -> str | None:
+    """The file ``name`` of the model below all adapters in ``path``; None where it has none."""
+    root, revision = root_model(path)
+    return cached_file(
+        root,
+        name,
+        revision=revision,
+        local_files_only=only_from_disk(root),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+
+
+def _restore_config(model: PreTrainedModel, path: str, original: str) -> None:
+    with open(path, encoding="utf-8") as file:
+        written = json.load(file)
+    with open(original, encoding="utf-8") as file:
+        config = json.load(file)
+    if config.get("model_type") != written["model_type"]:
+        return  # the language model of a larger one was loaded and saved alone
+    config["architectures"] = written["architectures"]
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = written["dtype"]
+    if "quantization_config" not in written:
+        config.pop("quantization_config", None)
+    read = type(model.config).from_dict(config)
+    sections = [(config, model.config, read)]
+    if isinstance(config.get("text_config"), dict):
+        sections.append((config["text_config"], model.config.get_text_config(), read.get_text_config()))
+    for section, now, then in sections:
+        for name in _MAY_CHANGE:
+            if getattr(now, name, None) != getattr(then, name, None):
+                section[name] = getattr(now, name)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=2)

@@ -17,9 +17,9 @@ import torch
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.strategy import Strategy
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.value_head import CONFIG_FILE, WEIGHTS_FILE
+from pipa_openrlhf.model.policy import HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE
 from pipa_openrlhf.objectives.table import Objective
-from pipa_openrlhf.prior.key import NUMERICS_VERSION, file_sha256, weights_id
+from pipa_openrlhf.prior.cache import NUMERICS_VERSION, file_sha256, weights_id
 from pipa_openrlhf.settings import BY_CONTENT, DECIDES, flatten, settings_of
 from pipa_openrlhf.training.checkpoint import newest_checkpoint, read_state
 
@@ -116,7 +116,7 @@ def _contents(config: RunConfig, objective: Objective) -> dict[str, str]:
     if objective.needs_prior:
         contents[f"--{_PRIOR}"] = weights_id(config.prior_path or model, memory)
     paths = flatten(config)
-    for name, files in ((_HEAD, (WEIGHTS_FILE, CONFIG_FILE)), (_OBJECTIVE, ("",))):
+    for name, files in ((_HEAD, (HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE)), (_OBJECTIVE, ("",))):
         path = paths.get(name)
         if path:
             hashes = [file_sha256(os.path.join(path, file) if file else path) for file in files]

@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,21 +18,18 @@ from pipa_openrlhf.data.record import write_bad_rows
 from pipa_openrlhf.data.render import fix_template_date
 from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.training_set import TrainingSet
-from pipa_openrlhf.distributed.devices import on_cpu, slow_dtype_hint
-from pipa_openrlhf.distributed.strategy import Strategy
+from pipa_openrlhf.distributed.strategy import Strategy, on_cpu, slow_dtype_hint
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.build import build_policy
 from pipa_openrlhf.model.fit import check_same_tokens, check_vocabulary
 from pipa_openrlhf.model.loading import load_tokenizer, resolve_attention, use_modelscope
-from pipa_openrlhf.model.policy import PolicyActor
+from pipa_openrlhf.model.policy import PolicyActor, build_policy
 from pipa_openrlhf.model.self_check import choose_layout
 from pipa_openrlhf.objectives.batch_loss import BatchLoss
-from pipa_openrlhf.objectives.mismatches import mismatched_completions
+from pipa_openrlhf.objectives.kto import mismatched_completions
 from pipa_openrlhf.objectives.objective import Objective
 from pipa_openrlhf.prior.cache import PriorCache
 from pipa_openrlhf.prior.fill import fill_from_policy, fill_from_separate_model, open_cache
 from pipa_openrlhf.settings import flatten, updated
-from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.checks import report_trained
 from pipa_openrlhf.training.export import (
     MERGED_BASE,
@@ -42,7 +41,7 @@ from pipa_openrlhf.training.export import (
 )
 from pipa_openrlhf.training.identity import Start, find_start
 from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
-from pipa_openrlhf.training.trainer import PreferenceTrainer
+from pipa_openrlhf.training.trainer import Callback, PreferenceTrainer
 
 log = logging.getLogger(__name__)
 
@@ -265,3 +264,33 @@ def _optimizer_config(config: RunConfig, steps: int) -> dict:
         max_norm=config.max_norm,
         scheduler_steps=steps,
     )
+
+
+class StopOnSignals(Callback):
+    """While training goes, the first SIGINT or SIGTERM only asks it to stop after the running step.
+
+    A second ctrl-C interrupts at once. The handlers of before come back at the end. Main thread only.
+    """
+
+    def __init__(self):
+        self._received: list[int] = []
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, trainer) -> None:
+        """Take the signals over."""
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, trainer) -> None:
+        """Give them back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def wants_stop(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._received)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        # On ctrl-C a launcher sends SIGTERM on top of the terminal's SIGINT; only a second ctrl-C means "at once".
+        if number == signal.SIGINT and number in self._received:
+            raise KeyboardInterrupt
+        self._received.append(number)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from tiny import make_model, make_tokenizer, run_in_process, run_module, train, write_jsonl
 
-from pipa_openrlhf.distributed.devices import on_cpu
+from pipa_openrlhf.distributed.strategy import on_cpu
 
 LORA = {"ds.lora.rank": 2}
 NO_BITSANDBYTES = {"ds.load_in_4bit": True, "ds.param_dtype": "bf16", **LORA}

@@ -10,7 +10,7 @@ from samples import random_samples
 
 from pipa_openrlhf.data.samples import Joined, as_samples
 from pipa_openrlhf.data.training_set import TrainingSet, unit_sizes
-from pipa_openrlhf.objectives.mismatches import MismatchedCompletions, mismatched_completions
+from pipa_openrlhf.objectives.kto import MismatchedCompletions, mismatched_completions
 
 
 def test_a_mismatch_takes_the_next_answer_that_can_be_scored():

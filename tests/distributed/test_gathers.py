@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipa_openrlhf.distributed.devices import on_cpu
+from pipa_openrlhf.distributed.strategy import on_cpu
 
 # Every gather arrives as late as it may: when it is waited for.
 GATHER_LATE = """

@@ -11,8 +11,8 @@ from multiprocessing import Pipe
 import pytest
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluate import grader as module
-from pipa_openrlhf.evaluate.grader import Grader, grader_name
+from pipa_openrlhf.evaluate import grading as module
+from pipa_openrlhf.evaluate.grading import Grader, grader_name
 
 HANGS = "9^{9^{9^{9}}} + x"
 
@@ -113,7 +113,7 @@ def test_no_process_is_left_behind_and_none_started_in_vain():
 
 def test_a_worker_whose_parent_has_died_ends_by_itself():
     ours, theirs = Pipe()
-    code = "from pipa_openrlhf.evaluate import math_worker; math_worker._SPARE_SECONDS = 1; math_worker.work(%d, 1)"
+    code = "from pipa_openrlhf.evaluate import grading; grading._SPARE_SECONDS = 1; grading.compare_pairs(%d, 1)"
     words = [sys.executable, "-c", code % theirs.fileno()]
     with theirs, subprocess.Popen(words, pass_fds=[theirs.fileno()]) as worker:
         assert ours.recv_bytes() == b"true"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipa_openrlhf.evaluate.scores import wilson_interval
+from pipa_openrlhf.evaluate.results import wilson_interval
 
 
 @pytest.mark.parametrize(

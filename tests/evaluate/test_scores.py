@@ -4,15 +4,18 @@ import math
 
 import pytest
 
-from pipa_openrlhf.evaluate.grader import Grader
-from pipa_openrlhf.evaluate.results import headline, one_line, score_table, summarise
-from pipa_openrlhf.evaluate.rows import row_maker
-from pipa_openrlhf.evaluate.scores import (
+from pipa_openrlhf.evaluate.grading import Grader
+from pipa_openrlhf.evaluate.results import (
     bootstrap_interval,
+    headline,
     majority_is_right,
     mcnemar_p,
+    one_line,
     pass_at_k,
+    row_maker,
+    score_table,
     scores_of,
+    summarise,
     verdicts,
 )
 from pipa_openrlhf.generate.problems import Problem

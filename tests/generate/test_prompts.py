@@ -9,8 +9,7 @@ from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.config import GenerateConfig, PromptConfig
 from pipa_openrlhf.generate.problems import Problem
-from pipa_openrlhf.generate.prompts import read_examples, write_prompts
-from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, sample_batches
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, read_examples, sample_batches, write_prompts
 
 PROBLEMS = [Problem("1", "2 + 2?", "4", None)]
 EXAMPLES = [

@@ -9,7 +9,7 @@ from tiny import make_model, make_tokenizer, save_adapter, train
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model import adapters
+from pipa_openrlhf.model import loading
 from pipa_openrlhf.model.loading import load_causal_lm
 
 IDS = torch.tensor([[5, 9, 70, 8]])
@@ -91,7 +91,7 @@ def test_adapter_of_another_size_is_refused_by_its_sizes(tiny_models, tmp_path):
 def test_a_merge_that_changes_the_model_is_refused(tmp_path, monkeypatch):
     make_model(0, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     save_trained_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["embed_tokens"])
-    monkeypatch.setattr(adapters, "_untie_adapted_embeddings", lambda lm: None)
+    monkeypatch.setattr(loading, "_untie_adapted_embeddings", lambda lm: None)
     with pytest.raises(UserError, match="adapter: merging the adapter changes log-probs by up to"):
         load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa")
 
@@ -112,7 +112,7 @@ def test_merged_model_is_trainable_where_its_base_is(tiny_models, tmp_path):
     PeftModel(base, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)).save_pretrained(tmp_path / "gpt2")
     fresh = GPT2LMHeadModel(base.config)
     fresh.transformer.wpe.weight.requires_grad_(False)
-    merged = adapters.merge_adapter(fresh, str(tmp_path / "gpt2"))
+    merged = loading.merge_adapter(fresh, str(tmp_path / "gpt2"))
     assert [name for name, one in merged.named_parameters() if not one.requires_grad] == ["transformer.wpe.weight"]
 
 

@@ -20,8 +20,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from pipa_openrlhf.model.build import disable_dropout
-from pipa_openrlhf.model.policy import add_lora
+from pipa_openrlhf.model.policy import add_lora, disable_dropout
 
 IDS = torch.tensor([[5, 9, 70, 8, 11, 12]])
 PAIRS = [{"prompt": f"{n}?", "chosen": "yes" * (n + 1), "rejected": "no"} for n in range(4)]

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.model import output_head
 from pipa_openrlhf.model.output_head import single_pass_loss
-from pipa_openrlhf.model.policy import Policy
-from pipa_openrlhf.model.value_head import ValueHead
+from pipa_openrlhf.model.policy import Policy, ValueHead
 from pipa_openrlhf.objectives.batch_loss import TokenTerms
 from pipa_openrlhf.objectives.sft import sft_token_loss
 

@@ -13,8 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.prefixes import SharedRow
 from pipa_openrlhf.model import output_head, shared_prefixes
-from pipa_openrlhf.model.policy import Policy, add_lora
-from pipa_openrlhf.model.value_head import ValueHead
+from pipa_openrlhf.model.policy import Policy, ValueHead, add_lora
 from pipa_openrlhf.objectives import pipa
 from pipa_openrlhf.objectives.batch_loss import BatchLoss, PolicyOutput, count_batch
 

@@ -10,8 +10,7 @@ from tiny import make_model
 
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.policy import Policy
-from pipa_openrlhf.model.value_head import ValueHead, load_value_head, save_value_head
+from pipa_openrlhf.model.policy import Policy, ValueHead, load_value_head, save_value_head
 
 
 def test_g_is_one_half_everywhere_at_the_start():

@@ -11,8 +11,8 @@ from tiny import make_model, save_adapter
 
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.loading import load_causal_lm
-from pipa_openrlhf.prior import key as identity
-from pipa_openrlhf.prior.key import prior_id, weights_id
+from pipa_openrlhf.prior import cache as identity
+from pipa_openrlhf.prior.cache import prior_id, weights_id
 
 
 @pytest.fixture

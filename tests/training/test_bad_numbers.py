@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import run_in_process, run_module
 
-from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.trainer import Callback
 
 # From the second step on, wrong tokens have the loss and the gradient that the two lines give them.
 OBJECTIVE = """

@@ -7,7 +7,7 @@ import pytest
 from tiny import read_jsonl, train
 
 from pipa_openrlhf.data import training_set
-from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.trainer import Callback
 
 EVALUATED = {"ckpt.save_steps": None, "train.max_epochs": 1, "train.micro_batch_size": 1}
 

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipa_openrlhf
 from pipa_openrlhf.config import CheckpointConfig, ModelConfig, RunConfig
+from pipa_openrlhf.model.fit import whole_rows
 from pipa_openrlhf.model.loading import load_causal_lm
-from pipa_openrlhf.model.own_forward import whole_rows
-from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.export import drop_old_exports
+from pipa_openrlhf.training.trainer import Callback
 
 LORA = {"ds.lora.rank": 4}
 PROMPT, ANSWER = [84, 10, 84, 30], [91, 20, 257]

@@ -9,7 +9,7 @@ from tiny import read_jsonl, run_in_process, train
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.training import export
-from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.trainer import Callback
 
 GIGABYTE = 10**9
 NEVER = {"ckpt.save_steps": None}

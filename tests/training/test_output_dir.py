@@ -7,8 +7,8 @@ import shutil
 import pytest
 from tiny import run_in_process, save_adapter, train
 
-from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.run_folder import MANIFEST
+from pipa_openrlhf.training.trainer import Callback
 
 LORA = {"ds.lora.rank": 2}
 QUICK = {"train.max_epochs": 1, "ckpt.save_steps": 2}

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
 
 from pipa_openrlhf.settings import updated
-from pipa_openrlhf.training.callback import Callback
 from pipa_openrlhf.training.checkpoint import EngineState
 from pipa_openrlhf.training.run_folder import MANIFEST
+from pipa_openrlhf.training.trainer import Callback
 
 FULL = {}
 LORA = {"ds.lora.rank": 4, "ds.lora.dropout": 0.2}

@@ -7,7 +7,7 @@ import torch
 from tiny import flags, run_in_process, write_jsonl
 
 from pipa_openrlhf.cli.flags import TRAINING_MODULES, build_parser, new_config
-from pipa_openrlhf.model.value_head import ValueHead, save_value_head
+from pipa_openrlhf.model.policy import ValueHead, save_value_head
 from pipa_openrlhf.settings import MAY_CHANGE as FREELY
 from pipa_openrlhf.settings import settings_of
 

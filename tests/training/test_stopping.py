@@ -7,11 +7,10 @@ import threading
 import pytest
 from tiny import read_jsonl, run_in_process
 
-from pipa_openrlhf.cli.entry import StopOnSignals
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.training.callback import Callback
-from pipa_openrlhf.training.run import train
+from pipa_openrlhf.training.run import StopOnSignals, train
+from pipa_openrlhf.training.trainer import Callback
 
 SFT = {
     "prior.model_name_or_path": None,

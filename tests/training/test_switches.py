@@ -4,8 +4,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_module, train, write_jsonl
 
-from pipa_openrlhf.model.policy import Policy
-from pipa_openrlhf.model.value_head import ValueHead
+from pipa_openrlhf.model.policy import Policy, ValueHead
 
 # Four prompts of three answers, not side by side; right and wrong ones for each.
 ROWS = [

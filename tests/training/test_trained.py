@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import run_in_process, save_adapter, train, write_jsonl
 
-from pipa_openrlhf.model import build
+from pipa_openrlhf.model import policy
 from pipa_openrlhf.model.loading import load_causal_lm
-from pipa_openrlhf.training.callback import Callback
+from pipa_openrlhf.training.trainer import Callback
 
 MODULES = {
     "train_pipa": {},
@@ -63,8 +63,8 @@ def test_lora_counts_its_own_parameters(small_run, capsys, stage):
 
 @pytest.mark.parametrize("module", ["train_pipa", "train_dpo"])
 def test_a_frozen_language_model_is_refused(run, capsys, monkeypatch, module):
-    real = build.load_lm
-    monkeypatch.setattr(build, "load_lm", lambda *args: real(*args).requires_grad_(False))
+    real = policy.load_lm
+    monkeypatch.setattr(policy, "load_lm", lambda *args: real(*args).requires_grad_(False))
     assert run_in_process(module, *run(module)) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1 and "no parameter of the language model would be trained" in errors[0]
