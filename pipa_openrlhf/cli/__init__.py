@@ -1,0 +1,1 @@
+"""One file an entry point, and the parsers of configs."""

@@ -1,0 +1,1 @@
+"""Public formats to records, tokens and labels, and batches."""

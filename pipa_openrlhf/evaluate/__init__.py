@@ -1,0 +1,1 @@
+"""Grading, results with their scores, report."""

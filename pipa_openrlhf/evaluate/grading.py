@@ -228,7 +228,7 @@ class Grader:
 
 
 class _Process:
-    """One process of ``math_worker``, started when it is first asked and again after it was killed."""
+    """One process that runs :func:`compare_pairs`, started when it is first asked and again after it was killed."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds

@@ -1,0 +1,1 @@
+"""Problems, and sampling answers to them."""

@@ -1,0 +1,1 @@
+"""One file a family of objectives, and the loss of a batch."""

@@ -1,0 +1,1 @@
+"""Run, the one trainer, checkpoints, export and the identity of a run."""
