@@ -29,4 +29,4 @@ stage() {
 commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
 
 # bf16, or float32 on a CPU that is slower in bf16.
-dtype=$(python -c 'from pipa_openrlhf.distributed.devices import fastest_dtype; print(fastest_dtype())' | tail -n 1)
+dtype=$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype; print(fastest_dtype())' | tail -n 1)

@@ -21,7 +21,7 @@ _TEMPLATE_FLAG = "--data.tokenizer_chat_template"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "What is 6 times 7?"
 
-Spans = list[tuple[int, int]]
+_Spans = list[tuple[int, int]]
 
 
 class Unusable(Exception):
@@ -69,7 +69,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **o
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
 
 
-def apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[str, Spans | None]:
+def _apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[str, _Spans | None]:
     """The text, and the characters that ``{% generation %}`` marks as the model's; None for a template without marks.
 
     Raises:
@@ -85,7 +85,7 @@ def apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -
         )
     except Exception as error:
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
-    texts, marks = cast(tuple[list[str], list[Spans]], rendered)  # transformers declares a string
+    texts, marks = cast(tuple[list[str], list[_Spans]], rendered)  # transformers declares a string
     return texts[0], marks[0]
 
 
@@ -169,17 +169,17 @@ def _without_eos(message: dict, eos: str) -> dict:
     return {**message, "content": message["content"].removesuffix(eos)}
 
 
-def _tool_output(record: Record, starts: list[int]) -> Spans:
+def _tool_output(record: Record, starts: list[int]) -> _Spans:
     return [(starts[step] + start, starts[step] + end) for step, start, end in record.masked_spans]
 
 
-def _between(spans: Spans, length: int) -> Spans:
+def _between(spans: _Spans, length: int) -> _Spans:
     """What is outside of ``spans``, which are in order."""
     edges = [0, *(edge for span in spans for edge in span), length]
     return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if start < end]
 
 
-def _pieces(answer: str, starts: list[int], masked: Spans) -> list[Piece]:
+def _pieces(answer: str, starts: list[int], masked: _Spans) -> list[Piece]:
     """The answer cut where a step or masked text begins or ends; what comes before the content is the first step's."""
     edges = {0, len(answer), *starts[1:], *(edge for span in masked for edge in span)}
     cuts = sorted(edge for edge in edges if edge <= len(answer))
@@ -211,7 +211,7 @@ class Turns:
 
     text: str
     prompt_len: int
-    spans: Spans
+    spans: _Spans
     content_start: int
 
 
@@ -231,7 +231,7 @@ def render_turns(
     """
     eos = tokenizer.eos_token
     conversation, prompt_text = _join(tokenizer, prompt, answer)
-    text, marks = apply_with_marks(tokenizer, conversation)
+    text, marks = _apply_with_marks(tokenizer, conversation)
     if not text.startswith(prompt_text):
         raise Unusable(REWRITES_PROMPT)
     first = len(conversation) - len(answer)
@@ -308,9 +308,9 @@ def _turn(tokenizer, conversation: list[dict], index: int, first: int, text: str
     return start, end
 
 
-def _merge_marks(marks: Spans, text: str, prompt_len: int, eos: str) -> Spans:
+def _merge_marks(marks: _Spans, text: str, prompt_len: int, eos: str) -> _Spans:
     """Marked text after the prompt; the eos right after a mark is the model's too."""
-    spans: Spans = []
+    spans: _Spans = []
     for start, end in sorted(marks):
         if text.startswith(eos, end):
             end += len(eos)
@@ -333,7 +333,7 @@ def _is_written(content: str | None, text: str) -> bool:
     return content in text or any(form in text for form in forms)
 
 
-def _find_message(message: dict, text: str, spans: Spans, position: int, exact: bool) -> tuple[int, int]:
+def _find_message(message: dict, text: str, spans: _Spans, position: int, exact: bool) -> tuple[int, int]:
     """Begin and end of a message's content within ``spans``, from ``position`` on."""
     for call in message.get("tool_calls") or ():
         name = call.get("function", call).get("name", "")

@@ -134,7 +134,7 @@ def _open_one(name: str, split: str, max_samples: int, use_ms: bool, streaming: 
         rows = partial(_json_rows, name, split, max_samples)
         return Source(name, rows, partial(_identity_of_rows, f"{about} {path}", partial(file_stamp, path), rows))
     if streaming:
-        rows = partial(rows_of, name, read_stream(name, split, use_ms), max_samples)
+        rows = partial(rows_of, name, _read_stream(name, split, use_ms), max_samples)
         return Source(name, rows, partial(_identity_of_rows, f"{about} {name}", partial(_stamp, name), rows))
     table = read_table(name, split, max_samples, use_ms)
     rows = partial(rows_of, name, table)
@@ -209,7 +209,7 @@ def read_table(name: str, split: str, max_samples: int, use_ms: bool):
     return _read(name, use_ms, lambda wanted: _load(name, wanted, max_samples, use_ms), split)
 
 
-def read_stream(name: str, split: str, use_ms: bool):
+def _read_stream(name: str, split: str, use_ms: bool):
     """A stream of `datasets`: nothing is written to the disk, and its rows may be gone through again.
 
     Raises:

@@ -36,7 +36,7 @@ _START_SECONDS = 120.0  # importing sympy on a busy machine
 _SECONDS = 10.0
 _MOST_PROCESSES = 8
 
-Pair = tuple[str, str]
+_Pair = tuple[str, str]
 
 _BYTES = 4 << 30
 _SPARE_SECONDS = 5
@@ -176,7 +176,7 @@ class Grader:
     def __init__(self, seconds: float = _SECONDS, processes: int | None = None):
         count = processes or min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
         self._processes = [_Process(seconds) for _ in range(count)]
-        self._known: dict[Pair, bool] = {}
+        self._known: dict[_Pair, bool] = {}
         self.given_up = 0
 
     def __enter__(self) -> "Grader":
@@ -199,14 +199,14 @@ class Grader:
         self._compare({pair for pair, known in zip(forms, plain) if known is None and pair not in self._known})
         return [self._known[pair] if known is None else known for pair, known in zip(forms, plain)]
 
-    def _compare(self, pairs: set[Pair]) -> None:
+    def _compare(self, pairs: set[_Pair]) -> None:
         if not pairs:
             return
         free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for process in self._processes:
             free.put(process)
 
-        def compare(pair: Pair) -> bool | None:
+        def compare(pair: _Pair) -> bool | None:
             process = free.get()
             try:
                 return process.compare(pair)
@@ -234,7 +234,7 @@ class _Process:
         self._seconds = seconds
         self._child: ChildProcess | None = None
 
-    def compare(self, pair: Pair) -> bool | None:
+    def compare(self, pair: _Pair) -> bool | None:
         """None where there was no reply in time, or the process died of the pair."""
         if self._child is not None and self._child.process.poll() is not None:
             self.end()  # killed from outside, which says nothing about this pair
@@ -257,7 +257,7 @@ class _Process:
         return child
 
 
-def _ask(child: ChildProcess, pair: Pair, seconds: float) -> bool | None:
+def _ask(child: ChildProcess, pair: _Pair, seconds: float) -> bool | None:
     try:
         child.connection.send_bytes(json.dumps(pair).encode())
     except ConnectionError:

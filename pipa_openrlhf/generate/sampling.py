@@ -35,7 +35,7 @@ ALPHAMATH_TEMPLATE = "<question> {} </question>\n"
 _BETWEEN_EXAMPLES = "\n\n"
 _WORKED_KEYS = ("solution", "completion", "answer")
 
-Example = tuple[str, str]
+_Example = tuple[str, str]
 
 
 def write_prompts(
@@ -61,7 +61,7 @@ def write_prompts(
     return prompts, f"\n{head}" if head else None
 
 
-def read_examples(path: str, most: int | None) -> list[Example]:
+def read_examples(path: str, most: int | None) -> list[_Example]:
     """Questions with worked answers, from a file as ``read_problems`` takes it.
 
     The worked answer is ``steps``, a line each, or else ``solution`` (MATH), ``completion``, or ``answer`` (GSM8K).
@@ -84,7 +84,7 @@ def read_examples(path: str, most: int | None) -> list[Example]:
     return examples
 
 
-def _chat(question: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> str:
+def _chat(question: str, examples: list[_Example], tokenizer: PreTrainedTokenizerBase) -> str:
     messages = []
     for asked, worked in examples:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": worked}]

@@ -27,7 +27,7 @@ from pipa_openrlhf.objectives.objective import (
 )
 from pipa_openrlhf.settings import setting
 
-NEVER = np.iinfo(np.int64).max  # a size that fits nowhere
+_NEVER = np.iinfo(np.int64).max  # a size that fits nowhere
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ def mismatched_completions(samples: Samples, max_len: int) -> MismatchedCompleti
         if len(queries):
             # Without a prompt nothing predicts an answer's first token, so another one must be inside the mask.
             scored = samples.column("loss_tokens" if has_prompt else "later_loss_tokens")
-            sizes = np.where(scored > 0, responses, NEVER)
-            partners[queries] = next_matches(problems, sizes, queries, max_len - prompt_lens[queries])
+            sizes = np.where(scored > 0, responses, _NEVER)
+            partners[queries] = _next_matches(problems, sizes, queries, max_len - prompt_lens[queries])
     return MismatchedCompletions(samples, partners)
 
 
@@ -244,14 +244,14 @@ def _mismatch(own: Sample, other: Sample) -> Sample:
     )
 
 
-def next_matches(groups: np.ndarray, sizes: np.ndarray, queries: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def _next_matches(groups: np.ndarray, sizes: np.ndarray, queries: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """For each query the first element after it, cyclically, of another group and of a size up to its limit.
 
     A tree of blocks of 1, 2, 4, ... elements keeps the smallest size of each block, and the smallest of any group but
     that one's. All queries climb and descend it together, in time (elements + queries) x log(elements).
 
     Args:
-        groups, sizes: [n] whole numbers from 0; the size NEVER fits nowhere.
+        groups, sizes: [n] whole numbers from 0; the size _NEVER fits nowhere.
         queries: [m] indices of elements.
         limits: [m].
 
@@ -289,8 +289,8 @@ def _build_tree(groups: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray,
     padding = (1 << (len(groups) - 1).bit_length()) - len(groups)
     level = (
         np.pad(groups.astype(np.int64), (0, padding), constant_values=-1),
-        np.pad(sizes.astype(np.int64), (0, padding), constant_values=NEVER),
-        np.full(len(groups) + padding, NEVER),
+        np.pad(sizes.astype(np.int64), (0, padding), constant_values=_NEVER),
+        np.full(len(groups) + padding, _NEVER),
     )
     tree = [level]
     while len(level[0]) > 1:
