@@ -72,10 +72,10 @@ def test_a_problem_that_dominates_takes_no_longer():
     """Most answers are of one problem, and the few others fit few prompts."""
     count = 100_000
     [short, long] = random_samples([(2, 2), (9, 2)], 50)
-    samples = [
-        replace(long if n % 2 else short, problem_id="other" if n % 50_000 == 7 else "same") for n in range(count)
-    ]
-    mismatched = mismatched_completions(as_samples(samples), 10)  # a second or two; half an hour if all pairs are seen
+    kinds = as_samples([replace(one, problem_id=problem) for one in (short, long) for problem in ("same", "other")])
+    numbers = np.arange(count)
+    samples = kinds[numbers % 2 * 2 + (numbers % 50_000 == 7)]
+    mismatched = mismatched_completions(samples, 10)  # a second or two; half an hour if all pairs are seen
     assert (mismatched.partners[:4] < 0).tolist() == [False, True, False, True]
 
 
