@@ -9,11 +9,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
-import marks  # noqa: E402
 import pytest  # noqa: E402
-from tiny import flags, logged_lines, make_model, make_tokenizer, write_jsonl  # noqa: E402
 
-from pipa_openrlhf.cli.entry import show_log  # noqa: E402
+# What is heavy is imported where it is used: the process that only hands tests to others starts without it.
 
 # How long an example takes says how busy the machine is. `make quick` asks for the second.
 hypothesis.settings.register_profile("whole", deadline=None)
@@ -35,6 +33,10 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def log_lines() -> Iterator[list[str]]:
     """Lines that the package logs during a test; they are printed too, as a command does."""
+    from tiny import logged_lines
+
+    from pipa_openrlhf.cli.entry import show_log
+
     show_log(rank=0)
     with logged_lines() as lines:
         yield lines
@@ -42,6 +44,8 @@ def log_lines() -> Iterator[list[str]]:
 
 def pytest_collection_modifyitems(items):
     """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones."""
+    import marks
+
     for item in items:
         if marks.trains(item):
             item.add_marker("trains")
@@ -50,6 +54,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """Folders of two different tiny models with one tokenizer: ``policy`` and ``prior``."""
+    from tiny import make_model, make_tokenizer
+
     root = tmp_path_factory.mktemp("models")
     for name, seed in (("policy", 0), ("prior", 1)):
         make_model(seed).save_pretrained(root / name)
@@ -81,6 +87,8 @@ def fast_quickstart(run_script, tmp_path_factory):
 @pytest.fixture
 def small_run(tiny_models, tmp_path):
     """``small_run(output, **{"flag": value})`` -> the flags of a run: six steps, checkpoints after each."""
+    from tiny import flags, write_jsonl
+
     data = write_jsonl(tmp_path / "data.jsonl", ROWS)
 
     def make(output, **changes) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,7 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from pipa_openrlhf.cli import entry
 from pipa_openrlhf.cli.flags import parse
-from pipa_openrlhf.training.trainer import Callback
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.training.trainer import Callback
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -132,7 +135,7 @@ def run_in_process(module: str, *flags, **options) -> int:
     return entry.run(partial(main, **options), module, list(map(str, flags)))
 
 
-def train(module: str, *flags, callbacks: Sequence[Callback] = ()) -> list[dict]:
+def train(module: str, *flags, callbacks: "Sequence[Callback]" = ()) -> list[dict]:
     """Run a training module's own main in this process, as one rank, and return its metrics rows."""
     config = parse(module, list(map(str, flags)))
     importlib.import_module(f"pipa_openrlhf.cli.{module}").main(config, callbacks)
