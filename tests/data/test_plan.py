@@ -1,5 +1,6 @@
 """Order of the data, its independence of ranks, and how a global batch is cut into micro-batches."""
 
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_a_cut_goes_beyond_the_stretch_it_looks_at_first():
     assert [part.stop - part.start for part in cut(line, 1400)] == [700, 300]
 
 
+@cache
 def quickstart_lengths(number: int) -> np.ndarray:
     """Of the problems that the quickstart trains on, with worked answers."""
     problems = islice(generate_problems("train", 0, 2), number)
