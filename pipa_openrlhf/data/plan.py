@@ -31,17 +31,24 @@ class UnitSizes:
             the tokens that it adds to the prefix tree of those beside it.
         sequences_of: indices of units -> the tokens of their sequences, one after another, as many a unit; asked for
             in the shared layout only.
+        unit_size: sequences of a unit.
     """
 
     lengths: np.ndarray
     prompts: np.ndarray
     layout: str
     sequences_of: Callable[[np.ndarray], list[np.ndarray]] = list
+    unit_size: int = 1
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest unit."""
         return int(self.lengths.max())
+
+    def budget(self, micro_batch_size: int, max_tokens: int | None) -> int:
+        """Tokens of a micro-batch, of a pair those of one of its answers: ``max_tokens``, or as many as
+        ``micro_batch_size`` of the longest units have."""
+        return micro_batch_size * self.longest if max_tokens is None else max_tokens // self.unit_size
 
     def line_up(self, units: np.ndarray) -> "Line":
         """``units`` longest first, in their order where lengths are equal; where prefixes are shared, units of one
@@ -54,6 +61,11 @@ class UnitSizes:
         first_ranks = np.array(tree.ranks[:: max(len(tree.ranks) // len(units), 1)])
         order = np.lexsort((first_ranks, *self._by_prompt(units)))
         return Line(units[order], lengths[order], self.layout, tree, order)
+
+    def in_order(self, units: np.ndarray) -> "Line":
+        """``units`` as they come."""
+        tree = PrefixTree(self.sequences_of(units)) if self.layout == "shared" else None
+        return Line(units, self.lengths[units], self.layout, tree, np.arange(len(units)))
 
     def stretches(self, units: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """``units`` in parts of ``size``, in the order of :meth:`line_up` but within a prompt, of which no tokens are
@@ -142,7 +154,13 @@ def global_batches(
 
 
 def rank_micro_batches(
-    batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int, sizes: UnitSizes | None = None
+    batch: np.ndarray,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    sizes: UnitSizes | None = None,
+    max_tokens: int | None = None,
+    by_size: bool = True,
 ) -> list[np.ndarray]:
     """This rank's share of a global batch, cut into micro-batches.
 
@@ -150,16 +168,24 @@ def rank_micro_batches(
     empty ones.
 
     Args:
-        micro_batch_size: a micro-batch has at most the tokens of that many of the longest units, or that many units
-            where there are no ``sizes``.
-        sizes: given, units of similar length share a micro-batch, and ranks get micro-batches of similar size at the
-            same time. Otherwise ranks take turns in the order of the batch, as in OpenRLHF.
+        micro_batch_size: a micro-batch has at most the tokens of that many of the longest units; that many units where
+            there are no ``sizes``.
+        max_tokens: given, a micro-batch has at most that many in place of those; needs ``sizes``.
+        by_size: units of similar length share a micro-batch, and ranks get micro-batches of similar size at the same
+            time. Otherwise ranks take turns in the order of the batch, as in OpenRLHF, and each cuts its share as it
+            comes.
     """
-    if sizes is not None:
-        return balanced_micro_batches(batch, world_size, sizes, micro_batch_size * sizes.longest)[rank::world_size]
-    count = math.ceil(math.ceil(len(batch) / world_size) / micro_batch_size)
-    share = batch[rank::world_size]
-    return [share[index * micro_batch_size : (index + 1) * micro_batch_size] for index in range(count)]
+    if sizes is None:
+        count = math.ceil(math.ceil(len(batch) / world_size) / micro_batch_size)
+        share = batch[rank::world_size]
+        return [share[index * micro_batch_size : (index + 1) * micro_batch_size] for index in range(count)]
+    budget = sizes.budget(micro_batch_size, max_tokens)
+    if by_size:
+        return balanced_micro_batches(batch, world_size, sizes, budget)[rank::world_size]
+    lines = [sizes.in_order(share) for first in range(world_size) if len(share := batch[first::world_size])]
+    cuts = [[line.units[part] for part in cut(line, budget)] for line in lines]
+    mine = cuts[rank] if rank < len(cuts) else []
+    return mine + [batch[:0]] * (max(map(len, cuts), default=0) - len(mine))
 
 
 def balanced_micro_batches(batch: np.ndarray, world_size: int, sizes: UnitSizes, budget: int) -> list[np.ndarray]:
