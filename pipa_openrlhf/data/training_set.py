@@ -40,9 +40,9 @@ class TrainingSet:
         """Indices into ``samples`` of the answers of ``units``, in order."""
         return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
 
-    def sizes(self, layout: str) -> UnitSizes:
-        """What its units cost in one forward pass in ``layout``."""
-        return unit_sizes(self.samples, layout, self.unit_size)
+    def sizes(self, layout: str, attention: float = 0.0) -> UnitSizes:
+        """What its units cost in one forward pass in ``layout``; ``attention`` as in :class:`UnitSizes`."""
+        return unit_sizes(self.samples, layout, self.unit_size, attention)
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels, order, and what else a loss may take from the samples."""
@@ -57,7 +57,7 @@ class TrainingSet:
         return self.samples if self.mismatched is None else Joined([self.samples, self.mismatched])
 
 
-def unit_sizes(samples: Samples, layout: str, unit_size: int = 1) -> UnitSizes:
+def unit_sizes(samples: Samples, layout: str, unit_size: int = 1, attention: float = 0.0) -> UnitSizes:
     """What units of ``unit_size`` neighbouring samples cost in one forward pass in ``layout``."""
     return UnitSizes(
         lengths=samples.column("length").astype(np.int64).reshape(-1, unit_size).max(axis=1),
@@ -65,6 +65,7 @@ def unit_sizes(samples: Samples, layout: str, unit_size: int = 1) -> UnitSizes:
         layout=layout,
         sequences_of=partial(_inputs_of_units, samples, unit_size),
         unit_size=unit_size,
+        attention=attention,
     )
 
 
@@ -122,6 +123,7 @@ class MicroBatches:
     Args:
         micro_batch_size, max_tokens: see :func:`rank_micro_batches`.
         by_size: units of similar length share a micro-batch; otherwise they keep their order.
+        attention: see :class:`UnitSizes`.
     """
 
     def __init__(
@@ -133,16 +135,19 @@ class MicroBatches:
         micro_batch_size: int,
         by_size: bool,
         max_tokens: int | None = None,
+        attention: float = 0.0,
     ):
         self.data = data
         self.collator = collator
         self._place = (rank, world_size, micro_batch_size)
         self._max_tokens, self._by_size = max_tokens, by_size
         needs_sizes = by_size or max_tokens is not None
-        self._sizes = data.sizes(collator.layout) if needs_sizes else None
+        self._sizes = data.sizes(collator.layout, attention) if needs_sizes else None
+        self._mismatched_sizes: UnitSizes | None = None
         # Mismatched completions are a data set of their own: other lengths, and not every answer has one.
         self._mismatched = TrainingSet(data.mismatched) if data.mismatched else None
-        self._mismatched_sizes = self._mismatched.sizes(collator.layout) if by_size and self._mismatched else None
+        if needs_sizes and self._mismatched is not None:
+            self._mismatched_sizes = self._mismatched.sizes(collator.layout, attention)
 
     @property
     def prompts(self) -> np.ndarray | None:

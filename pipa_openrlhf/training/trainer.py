@@ -266,8 +266,16 @@ class PreferenceTrainer:
     def _micro_batches(self, data: TrainingSet, by_size: bool) -> MicroBatches:
         collator = Collator(self.cache, self.pad_token_id, self.layout, self.loss.aux_coef > 0)
         rank, world_size = self.strategy.get_rank(), self.strategy.world_size
-        max_tokens = self.config.train.max_tokens_per_micro_batch
-        return MicroBatches(data, collator, rank, world_size, self.micro_batch_size, by_size, max_tokens)
+        return MicroBatches(
+            data,
+            collator,
+            rank,
+            world_size,
+            self.micro_batch_size,
+            by_size,
+            self.config.train.max_tokens_per_micro_batch,
+            self.actor.policy.attention_work,
+        )
 
     def _usable_micro_batch_size(self) -> int:
         asked, batch_size = self.config.train.micro_batch_size, self.config.train.batch_size

@@ -19,7 +19,7 @@ def lognormal_lengths(number: int, seed: int = 0) -> np.ndarray:
     return np.maximum(8, np.random.default_rng(seed).lognormal(5.0, 0.6, number)).astype(np.int64)
 
 
-def sizes_of(lengths, layout="padded", prompts=None, prompt_lengths=None) -> UnitSizes:
+def sizes_of(lengths, layout="padded", prompts=None, prompt_lengths=None, attention=0.0) -> UnitSizes:
     """Of answers that have only their prompt in common."""
     number = len(lengths)
     prompts = np.arange(number) if prompts is None else np.asarray(prompts)
@@ -29,7 +29,8 @@ def sizes_of(lengths, layout="padded", prompts=None, prompt_lengths=None) -> Uni
         prompt = np.full(prompt_lengths[unit], prompts[unit])
         return np.concatenate([prompt, np.full(lengths[unit] - len(prompt), number + unit)])
 
-    return UnitSizes(np.asarray(lengths), prompts, layout, lambda units: [sequence(unit) for unit in units])
+    sequences = {"sequences_of": lambda units: [sequence(unit) for unit in units], "attention": attention}
+    return UnitSizes(np.asarray(lengths), prompts, layout, **sequences)
 
 
 def padding(micro_batches, lengths) -> float:
@@ -126,7 +127,8 @@ def test_a_shared_micro_batch_costs_the_tokens_of_its_prefix_tree(units, unit_si
     of_units = [[np.array(one) for one in unit[1 : 1 + unit_size]] for unit in units]
     lengths = np.array([max(map(len, sequences)) for sequences in of_units])
     prompts = np.array([prompt for prompt, *_ in units])
-    sizes = UnitSizes(lengths, prompts, "shared", lambda some: [ids for unit in some for ids in of_units[unit]])
+    inputs = [lambda some: [ids for unit in some for ids in of_units[unit]], unit_size]
+    sizes = UnitSizes(lengths, prompts, "shared", *inputs)
     line = sizes.line_up(np.arange(len(units)))
     start = min(start, len(units) - 1)
     expected = []
@@ -134,7 +136,7 @@ def test_a_shared_micro_batch_costs_the_tokens_of_its_prefix_tree(units, unit_si
         chosen = line.units[start:end]
         padded = len(chosen) * lengths[chosen].max()
         expected.append(max(nodes_of(sizes.sequences_of(chosen)) / unit_size, padded / 2))
-    assert line.costs(start, len(units)).tolist() == expected
+    assert line.costs(start, len(units))[0].tolist() == expected
     for budget in {1, *expected}:
         assert line.fitting(start, budget) == sum(cost <= budget for cost in expected)
 

@@ -134,4 +134,4 @@ def test_units_cost_what_the_model_is_given_of_all_their_answers(unit_size):
     for unit, ids in zip((0, 1), (SAMPLES[:unit_size], SAMPLES[unit_size : 2 * unit_size])):
         held = sizes.sequences_of(np.array([unit]))
         assert [one.tolist() for one in held] == [one.input_ids[:-1].tolist() for one in ids]
-    assert line.costs(0, 2)[-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size
+    assert line.costs(0, 2)[0][-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size
