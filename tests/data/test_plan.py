@@ -255,6 +255,15 @@ def test_a_given_number_of_tokens_takes_the_place_of_the_longest():
     assert sorted(map(len, all_micro_batches(np.arange(9), 1, 1, sizes))) == [1, 8]
     plan = rank_micro_batches(np.arange(9), 0, 1, 1, sizes, 40)
     assert sorted(map(len, plan)) == [1, 4, 4]
+    pairs = rank_micro_batches(np.arange(9), 0, 1, 1, replace(sizes, unit_size=2), 40)
+    assert sorted(map(len, pairs)) == [1, 2, 2, 2, 2], "both answers count"
+
+
+def test_even_work_is_no_reason_to_exceed_the_tokens():
+    """Work of 42, 42, 20, 20 and 20: 82 beside 62 would be more even than 84 beside 60, but is 14 tokens."""
+    sizes = sizes_of([6, 6, 4, 4, 4], "packed", attention=1.0)
+    plans = [rank_micro_batches(np.arange(5), rank, 2, 1, sizes, 12) for rank in range(2)]
+    assert sorted(sizes.lengths[units].sum() for [units] in plans) == [12, 12]
 
 
 @pytest.mark.parametrize(
