@@ -137,17 +137,14 @@ def test_units_cost_what_the_model_is_given_of_all_their_answers(unit_size):
     assert line.costs(0, 2)[0][-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size
 
 
-@pytest.mark.parametrize("by_size, order", [(True, [2, 0, 1]), (False, [1, 2, 0])])
-def test_a_number_of_tokens_leaves_the_order_to_grouping(by_size, order):
+def test_without_grouping_a_number_of_tokens_leaves_the_order_alone():
     samples = random_samples([(2, 3), (2, 1), (2, 6)], 50)
-    collator = Collator(None, 0, "padded", keep_last_token=True)
     data = TrainingSet(as_samples(samples), mismatched=mismatched_completions(as_samples(samples), 100))
-    micro_batches = MicroBatches(data, collator, 0, 1, 1, by_size, max_tokens=1000)
-    assert (micro_batches.prompts is None) == (not by_size)
-    for batches in (micro_batches.answers(np.array([1, 2, 0])), micro_batches.mismatched(np.array([1, 2, 0]))):
-        [one] = batches
-        assert len(one.batch.labels) == 3
-    [answers] = micro_batches.answers(np.array([1, 2, 0]))
-    for row, number in zip(answers.batch.input_ids.tolist(), order, strict=True):
-        ids = samples[number].input_ids.tolist()
+    collator, units = Collator(None, 0, "padded", keep_last_token=True), np.array([1, 2, 0])
+    micro_batches = MicroBatches(data, collator, 0, 1, 1, by_size=False, max_tokens=1000)
+    assert micro_batches.prompts is None
+    [answers], [mismatched] = micro_batches.answers(units), micro_batches.mismatched(units)
+    assert len(mismatched.batch.labels) == 3
+    for row, unit in zip(answers.batch.input_ids.tolist(), units, strict=True):
+        ids = samples[unit].input_ids.tolist()
         assert row[: len(ids)] == ids
