@@ -20,8 +20,7 @@ from pipa_openrlhf.data.prefixes import lexicographic
 RANKS, BATCH, PROMPTS, ANSWERS = 8, 256, 128, 8
 ATTENTION = 30 * 4096 / 6.07e9  # DeepSeek-Math-7B: layers x hidden size / weights of the backbone
 # Mean and deviation of the log of a length, 0.35 of it within a prompt; longest; tokens of a micro-batch.
-SHORT = (5.5, 0.5, 2048, 8192)
-LONG = (7.2, 0.7, 8192, 16384)
+SHORT, LONG = (5.5, 0.5, 2048, 8192), (7.2, 0.7, 8192, 16384)
 
 
 def make_sizes(seed: int, layout: str, mu: float, sigma: float, longest: int, _budget: int) -> UnitSizes:
