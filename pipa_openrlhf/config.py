@@ -98,7 +98,16 @@ class TrainConfig(SeedConfig):
     """Batches and passes."""
 
     micro_batch_size: int = free(
-        8, "one forward pass of a rank takes at most the tokens of that many longest sequences", least=1
+        8,
+        "one forward pass of a rank takes at most the tokens of that many longest sequences; without effect where "
+        "--train.max_tokens_per_micro_batch is given, which sets no ceiling on their number",
+        least=1,
+    )
+    max_tokens_per_micro_batch: int | None = free(
+        None,
+        "one forward pass of a rank takes at most that many tokens, those of padding included and shared ones once; a "
+        "longer sequence (or pair) is alone; unset: --train.micro_batch_size times the longest",
+        least=1,
     )
     batch_size: int = setting(128, "sequences of the global batch", least=1)
     # More epochs go on, fewer are refused: see `training/identity.py`.

@@ -39,9 +39,9 @@ class TrainingSet:
         """Indices into ``samples`` of the answers of ``units``, in order."""
         return (np.asarray(units)[:, None] * self.unit_size + np.arange(self.unit_size)).ravel().astype(np.int64)
 
-    def sizes(self, layout: str) -> UnitSizes:
-        """What its units cost in one forward pass in ``layout``."""
-        return unit_sizes(self.samples, layout, self.unit_size)
+    def sizes(self, layout: str, attention: float = 0.0) -> UnitSizes:
+        """What its units cost in one forward pass in ``layout``; ``attention`` as in :class:`UnitSizes`."""
+        return unit_sizes(self.samples, layout, self.unit_size, attention)
 
     def fingerprint(self) -> str:
         """Hex digest of token ids, labels, order, and what else a loss may take from the samples."""
@@ -56,13 +56,15 @@ class TrainingSet:
         return self.samples if self.mismatched is None else Joined([self.samples, self.mismatched])
 
 
-def unit_sizes(samples: Samples, layout: str, unit_size: int = 1) -> UnitSizes:
+def unit_sizes(samples: Samples, layout: str, unit_size: int = 1, attention: float = 0.0) -> UnitSizes:
     """What units of ``unit_size`` neighbouring samples cost in one forward pass in ``layout``."""
     return UnitSizes(
         lengths=samples.column("length").astype(np.int64).reshape(-1, unit_size).max(axis=1),
         prompts=prompt_numbers(samples.column("prompt_key")[::unit_size], samples.column("prompt_len")[::unit_size]),
         layout=layout,
         sequences_of=partial(_inputs_of_units, samples, unit_size),
+        unit_size=unit_size,
+        attention=attention,
     )
 
 
@@ -118,25 +120,38 @@ class MicroBatches:
     """Cuts sets of units of a data set into micro-batches of this rank.
 
     Args:
-        micro_batch_size: see :func:`rank_micro_batches`.
+        micro_batch_size, max_tokens: see :func:`rank_micro_batches`.
         by_size: units of similar length share a micro-batch; otherwise they keep their order.
+        attention: see :class:`UnitSizes`.
     """
 
     def __init__(
-        self, data: TrainingSet, collator: Collator, rank: int, world_size: int, micro_batch_size: int, by_size: bool
+        self,
+        data: TrainingSet,
+        collator: Collator,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        by_size: bool,
+        max_tokens: int | None = None,
+        attention: float = 0.0,
     ):
         self.data = data
         self.collator = collator
         self._place = (rank, world_size, micro_batch_size)
-        self._sizes = data.sizes(collator.layout) if by_size else None
+        self._max_tokens, self._by_size = max_tokens, by_size
+        needs_sizes = by_size or max_tokens is not None
+        self._sizes = data.sizes(collator.layout, attention) if needs_sizes else None
+        self._mismatched_sizes: UnitSizes | None = None
         # Mismatched completions are a data set of their own: other lengths, and not every answer has one.
         self._mismatched = TrainingSet(data.mismatched) if data.mismatched else None
-        self._mismatched_sizes = self._mismatched.sizes(collator.layout) if by_size and self._mismatched else None
+        if needs_sizes and self._mismatched is not None:
+            self._mismatched_sizes = self._mismatched.sizes(collator.layout, attention)
 
     @property
     def prompts(self) -> np.ndarray | None:
         """[num_units] number of each unit's prompt; None where units keep their order."""
-        return None if self._sizes is None else self._sizes.prompts
+        return self._sizes.prompts if self._sizes is not None and self._by_size else None
 
     def step(self, units: np.ndarray) -> StepBatches:
         """Everything this rank runs for a global batch of ``units``."""
@@ -144,19 +159,21 @@ class MicroBatches:
 
     def num_answers(self, units: np.ndarray) -> int:
         """How many micro-batches :meth:`answers` yields."""
-        return len(rank_micro_batches(units, *self._place, self._sizes))
+        return len(self._plan(units, self._sizes))
 
     def answers(self, units: np.ndarray) -> Iterator[MicroBatch]:
         """One at a time; the same number on every rank."""
-        return self._collate(self.data, rank_micro_batches(units, *self._place, self._sizes))
+        return self._collate(self.data, self._plan(units, self._sizes))
 
     def mismatched(self, units: np.ndarray) -> Iterator[MicroBatch]:
         """Mismatched completions of the answers of ``units``; none where no answer has one."""
         if self._mismatched is None or self.data.mismatched is None:
             return iter(())
         found = self.data.mismatched.of_rows(self.data.rows(units))
-        plan = rank_micro_batches(found, *self._place, self._mismatched_sizes)
-        return self._collate(self._mismatched, plan)
+        return self._collate(self._mismatched, self._plan(found, self._mismatched_sizes))
+
+    def _plan(self, units: np.ndarray, sizes: UnitSizes | None) -> list[np.ndarray]:
+        return rank_micro_batches(units, *self._place, sizes, self._max_tokens, self._by_size)
 
     def _collate(self, data: TrainingSet, plan: list[np.ndarray]) -> Iterator[MicroBatch]:
         for units in plan:

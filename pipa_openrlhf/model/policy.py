@@ -179,6 +179,20 @@ class Policy(nn.Module):
             self.causal_lm.disable_input_require_grads()
 
     @property
+    def attention_work(self) -> float:
+        """Work of a token for each token of its sequence, as a share of its other work in the backbone.
+
+        A weight multiplies a token once. Attention has, in every layer, a product with each key before it and one
+        with each value: twice the hidden size for half the tokens of a sequence, on average.
+        """
+        config = self.causal_lm.config.get_text_config()
+        backbone = self._backbone[0]
+        tables = {one.weight for one in backbone.modules() if isinstance(one, nn.Embedding)}
+        # ZeRO-3 leaves a rank its part of a parameter, and its whole size beside it.
+        weights = sum(getattr(one, "ds_numel", one.numel()) for one in backbone.parameters() if one not in tables)
+        return config.num_hidden_layers * config.hidden_size / weights
+
+    @property
     def causal_lm(self) -> PreTrainedModel:
         """The language model without PEFT's wrapper."""
         return base_model(self.lm) if isinstance(self.lm, PeftModel) else self.lm

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.config import RunConfig, TrainConfig
 from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.plan import cut
 from pipa_openrlhf.data.samples import Sample, Samples
@@ -84,7 +84,7 @@ def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None
         strategy,
         pad_token_id,
         actor.layout,
-        config.train.micro_batch_size,
+        config.train,
     )
 
 
@@ -107,7 +107,7 @@ def fill_cache(
     strategy: Strategy,
     pad_token_id: int,
     layout: str,
-    micro_batch_size: int,
+    train: TrainConfig,
 ) -> None:
     """Compute and store the prior's log-probs of ``samples``.
 
@@ -115,12 +115,12 @@ def fill_cache(
         samples: those without an entry, the same on every rank.
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
         layout: see :func:`collate`.
-        micro_batch_size: of training; a forward pass takes as many tokens as that many longest sequences have.
+        train: a forward pass takes as many tokens as one of training may.
 
     Raises:
         UserError: a rank cannot see what another one wrote.
     """
-    batches = _plan(samples, micro_batch_size, layout)
+    batches = _plan(samples, train, layout)
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()
@@ -146,10 +146,10 @@ def fill_cache(
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
 
 
-def _plan(samples: Samples, micro_batch_size: int, layout: str) -> list[np.ndarray]:
+def _plan(samples: Samples, train: TrainConfig, layout: str) -> list[np.ndarray]:
     """Indices of the samples of each forward pass."""
     sizes = unit_sizes(samples, layout)
     # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
-    budget = micro_batch_size * sizes.longest
+    budget = sizes.budget(train.micro_batch_size, train.max_tokens_per_micro_batch)
     lines = map(sizes.line_up, sizes.stretches(np.arange(len(samples)), _STRETCH))
     return [line.units[part] for line in lines for part in cut(line, budget)]

@@ -112,10 +112,9 @@ class PreferenceTrainer:
         asked = self.config.train.group_by_length
         # Without grouping, batches and their order are OpenRLHF's, which compares pairs.
         self.groups_by_length = not self.objective.needs_pairs if asked is None else asked
-        if (
-            self.strategy.adds_up_in_bf16
-            and self.config.train.batch_size > self.micro_batch_size * self.strategy.world_size
-        ):
+        by_tokens = self.config.train.max_tokens_per_micro_batch is not None
+        at_once = self.micro_batch_size * self.strategy.world_size
+        if self.strategy.adds_up_in_bf16 and (by_tokens or self.config.train.batch_size > at_once):
             log.info("Gradients of micro-batches add up in bf16: --ds.zero_stage 1 or higher adds them up in float32")
         self.update_check = UpdateCheck(self.actor.model, self.strategy)
 
@@ -300,12 +299,21 @@ class PreferenceTrainer:
     def _micro_batches(self, data: TrainingSet, by_size: bool) -> MicroBatches:
         collator = Collator(self.cache, self.pad_token_id, self.layout, self.loss.aux_coef > 0)
         rank, world_size = self.strategy.get_rank(), self.strategy.world_size
-        return MicroBatches(data, collator, rank, world_size, self.micro_batch_size, by_size)
+        return MicroBatches(
+            data,
+            collator,
+            rank,
+            world_size,
+            self.micro_batch_size,
+            by_size,
+            self.config.train.max_tokens_per_micro_batch,
+            self.actor.policy.attention_work,
+        )
 
     def _usable_micro_batch_size(self) -> int:
         asked, batch_size = self.config.train.micro_batch_size, self.config.train.batch_size
         share = math.ceil(batch_size / self.strategy.world_size)
-        if asked > share:
+        if asked > share and self.config.train.max_tokens_per_micro_batch is None:
             log.info(
                 f"--train.micro_batch_size {asked} is more than a rank's share of --train.batch_size {batch_size}: "
                 f"using {share}"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samples import random_samples
 
 from pipa_openrlhf.data.samples import Joined, as_samples
-from pipa_openrlhf.data.training_set import TrainingSet, unit_sizes
+from pipa_openrlhf.data.training_set import Collator, MicroBatches, TrainingSet, unit_sizes
 from pipa_openrlhf.objectives.kto import MismatchedCompletions, mismatched_completions
 
 
@@ -134,4 +134,17 @@ def test_units_cost_what_the_model_is_given_of_all_their_answers(unit_size):
     for unit, ids in zip((0, 1), (SAMPLES[:unit_size], SAMPLES[unit_size : 2 * unit_size])):
         held = sizes.sequences_of(np.array([unit]))
         assert [one.tolist() for one in held] == [one.input_ids[:-1].tolist() for one in ids]
-    assert line.costs(0, 2)[-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size
+    assert line.costs(0, 2)[0][-1] == sum(len(one.input_ids) - 1 for one in SAMPLES[: 2 * unit_size]) / unit_size
+
+
+def test_without_grouping_a_number_of_tokens_leaves_the_order_alone():
+    samples = random_samples([(2, 3), (2, 1), (2, 6)], 50)
+    data = TrainingSet(as_samples(samples), mismatched=mismatched_completions(as_samples(samples), 100))
+    collator, units = Collator(None, 0, "padded", keep_last_token=True), np.array([1, 2, 0])
+    micro_batches = MicroBatches(data, collator, 0, 1, 1, by_size=False, max_tokens=1000)
+    assert micro_batches.prompts is None
+    [answers], [mismatched] = micro_batches.answers(units), micro_batches.mismatched(units)
+    assert len(mismatched.batch.labels) == 3
+    for row, unit in zip(answers.batch.input_ids.tolist(), units, strict=True):
+        ids = samples[unit].input_ids.tolist()
+        assert row[: len(ids)] == ids

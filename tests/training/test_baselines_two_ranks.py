@@ -23,11 +23,13 @@ RUNS = {
     "pipa_m": ("train_pipa", SINGLE, {**STEP, "pipa.sft_coef": 0.5, "ds.zero_stage": 3}),
     "pipa_n": ("train_pipa", PAIRED, {**STEP, "pipa.variant": "n", "pipa.loss_reduction": "token_mean"}),
     "dpo": ("train_dpo", PAIRED, {"ds.zero_stage": 3, "model.nll_loss_coef": 0.5}),
+    "dpo_by_tokens": ("train_dpo", PAIRED, {"train.max_tokens_per_micro_batch": 50}),
     "ipo": ("train_dpo", PAIRED, {"model.ipo_enable": True}),
     "step_dpo_l1": ("train_dpo", PAIRED, STEP),
     "step_dpo_l0": ("train_dpo", PAIRED, {**STEP, "dpo.step_loss": "l0", "train.micro_batch_size": 2}),
     "kto": ("train_kto", SINGLE, {"ds.zero_stage": 3, "kto.sft_coef": 0.5}),
     "step_kto_l1": ("train_kto", SINGLE, {**STEP, "train.micro_batch_size": 2}),
+    "kto_by_tokens": ("train_kto", SINGLE, {"train.max_tokens_per_micro_batch": 40}),
     "step_kto_per_step": ("train_kto", PAIRED, {**STEP, "kto.step_loss": "per_step", "ds.lora.rank": 2}),
     "kto_without_mismatches": ("train_kto", ONE_PROBLEM, {"ds.zero_stage": 3}),
 }

@@ -7,6 +7,7 @@ from openrlhf.utils.distributed_sampler import DistributedSampler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_module, train, write_jsonl
 
+from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.plan import global_batches
 
 ONE_AT_A_TIME = {"train.micro_batch_size": 1}
@@ -16,6 +17,7 @@ CHECKPOINTING = {"model.gradient_checkpointing_enable": True}
 TWO_PASSES = {"train.fused_head": "false"}
 REENTRANT = {**CHECKPOINTING, "model.gradient_checkpointing_reentrant": True}
 LORA = {"ds.lora.rank": 4}
+FEW_TOKENS = {"train.max_tokens_per_micro_batch": 13}
 
 
 def outcome(folder) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -75,6 +77,35 @@ def test_micro_batches_packing_and_recomputation(one_run, base):
         assert_same(expected, one_run({**base, **changes}))
 
 
+@pytest.fixture
+def forward_passes(monkeypatch) -> list[tuple[int, int]]:
+    """Sequences and tokens of every forward pass of training and of the prior."""
+    seen = []
+
+    def watched(samples, *words, **options):
+        batch = collate(samples, *words, **options)
+        seen.append((len(samples), batch.input_ids.numel()))
+        return batch
+
+    for module in ("data.training_set", "prior.fill"):
+        monkeypatch.setattr(f"pipa_openrlhf.{module}.collate", watched)
+    return seen
+
+
+@pytest.mark.parametrize("grouped", ["true", "false"])
+@pytest.mark.parametrize("layout", [{"train.share_prefixes": "false"}, {"ds.packing_samples": True}, {}])
+def test_micro_batches_of_a_number_of_tokens(one_run, tmp_path, forward_passes, layout, grouped):
+    """Fewer than the longest answer has, and enough for all four of a batch, twice as many as by default."""
+    base = {**layout, "train.group_by_length": grouped}
+    expected = one_run(base)
+    for most, sequences in ((FEW_TOKENS["train.max_tokens_per_micro_batch"], {1}), (70, {4, 2})):
+        forward_passes.clear()
+        changes = {"train.max_tokens_per_micro_batch": most, "prior.cache_dir": tmp_path / f"cache{most}"}
+        assert_same(expected, one_run({**base, **changes}))
+        assert all(number == 1 or tokens <= most for number, tokens in forward_passes), forward_passes
+        assert sequences <= {number for number, _ in forward_passes}, forward_passes
+
+
 @pytest.mark.parametrize("base", [{}, LORA], ids=["full", "lora"])
 def test_stages(one_run, base):
     expected = one_run({**base, "ds.zero_stage": 0})
@@ -108,11 +139,12 @@ def test_clipping_and_gradient_norm_are_of_the_whole_batch(one_run):
     assert_same(expected, one_run({**base, "ds.zero_stage": 2, **ONE_AT_A_TIME}))
 
 
-@pytest.mark.parametrize("stage, changes", [(0, {}), (1, {}), (2, LORA), (3, PACKED)])
+@pytest.mark.parametrize("stage, changes", [(0, {}), (1, {}), (2, LORA), (3, PACKED), (2, FEW_TOKENS)])
 def test_two_ranks_equal_one(one_run, stage, changes):
     """Batches of 3, 3, 3 and 1 on two ranks: uneven shares, and at the end a rank with nothing to do."""
     base = {"ds.zero_stage": stage, "train.batch_size": 3, **changes}
-    expected = one_run({**base, "ds.zero_stage": 0, "ds.packing_samples": None})
+    plain = {"ds.zero_stage": 0, "ds.packing_samples": None, "train.max_tokens_per_micro_batch": None}
+    expected = one_run({**base, **plain})
     assert len(expected[0]) == 4
     assert_same(expected, one_run(base, ranks=2))
 

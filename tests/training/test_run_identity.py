@@ -149,6 +149,7 @@ FREE = {
     "eval.split": "train",
     "eval.steps": 2,
     "train.micro_batch_size": 1,
+    "train.max_tokens_per_micro_batch": 30,
     "train.fused_head": "false",
     "train.share_prefixes": "false",
     "train.full_determinism_enable": None,
