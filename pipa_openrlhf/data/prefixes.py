@@ -81,29 +81,38 @@ class Branches:
 
 @dataclass(frozen=True)
 class SharedRow:
-    """What the L tokens of a row stand for, in which prefixes are shared: B sequences, the longest of W tokens.
+    """What the L tokens of a row stand for inside attention: B blocks, the longest of W tokens.
+
+    A block is a sequence, which attends to what stands before, or a whole tree of sequences with a mask.
 
     Attributes:
-        sequence_index: [B, W] place in the row of every token of every sequence, 0 where padded.
+        block_index: [B, W] place in the row of every token of every block, 0 where padded.
         row_index: [L] place in [B * W] where a token of the row occurs first.
         repeats: of every prefix that occurred before, stretch by stretch: begin and end of a stretch in the row, and
             the place in [B * W] where its copy begins.
+        visible: [B, W, W] bool, True where the first token attends to the second; None: blocks are sequences.
+        trees: the same row in blocks that are trees, where attention computes less that way; None elsewhere.
     """
 
-    sequence_index: torch.Tensor
+    block_index: torch.Tensor
     row_index: torch.Tensor
-    repeats: tuple[tuple[int, int, int], ...]
+    repeats: tuple[tuple[int, int, int], ...] = ()
+    visible: torch.Tensor | None = None
+    trees: "SharedRow | None" = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
         """The same on ``device``."""
-        sequence_index, row_index = (
-            one.to(device, non_blocking=non_blocking) for one in (self.sequence_index, self.row_index)
+
+        def moved(one):
+            return None if one is None else one.to(device, non_blocking=non_blocking)
+
+        return SharedRow(
+            moved(self.block_index), moved(self.row_index), self.repeats, moved(self.visible), moved(self.trees)
         )
-        return SharedRow(sequence_index, row_index, self.repeats)
 
 
 def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], SharedRow]:
-    """Lay out the prefix tree of B sequences in one row, each of its L tokens once.
+    """Lay out the prefix trees of B sequences in one row, each of its L tokens once, tree after tree.
 
     Returns:
         Per sequence [length] the places of its tokens in the row, and the row.
@@ -113,15 +122,48 @@ def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], Share
     places = [padded[:0, 0]] * len(sequences)
     row_index: list[np.ndarray] = []
     repeats: list[tuple[int, int, int]] = []
+    starts: list[int] = []
     used, before = 0, padded[:0, 0]
-    for number, shared in zip(*lexicographic(sequences)):
+    order, shared_tokens = lexicographic(sequences)
+    for number, shared in zip(order, shared_tokens):
+        if not shared and len(sequences[number]):
+            starts.append(used)
         own = np.arange(shared, len(sequences[number]))
         repeats += _stretches(before[:shared], number * width)
         places[number] = before = np.concatenate([before[:shared], used - shared + own])
         padded[number, : len(before)] = before
         row_index.append(number * width + own)
         used += len(own)
-    return places, SharedRow(torch.from_numpy(padded), torch.from_numpy(np.concatenate(row_index)), tuple(repeats))
+    sizes = np.diff([*starts, used])
+    is_less = len(sizes) * sizes.max(initial=0) ** 2 < len(sequences) * width**2
+    trees = _in_trees(starts, sizes, [places[number] for number in order], shared_tokens) if is_less else None
+    row = SharedRow(torch.from_numpy(padded), torch.from_numpy(np.concatenate(row_index)), tuple(repeats), None, trees)
+    return places, row
+
+
+def _in_trees(starts: list[int], sizes: np.ndarray, places: list[np.ndarray], shared_tokens: list[int]) -> SharedRow:
+    """The row with its trees as blocks.
+
+    Args:
+        starts: of every tree, its first place in the row.
+        sizes: of every tree, its tokens.
+        places: of every sequence, in the order of a dictionary, the places of its tokens in the row.
+        shared_tokens: of every sequence, how many of them are those of the one before it.
+    """
+    width = int(sizes.max())
+    own = np.arange(width) < sizes[:, None]
+    # Padding attends to itself, as a softmax over nothing is not a number.
+    visible = np.tile(np.eye(width, dtype=np.bool_), (len(sizes), 1, 1))
+    causal = np.tri(max(map(len, places)), dtype=np.bool_)
+    tree = -1
+    for held, shared in zip(places, shared_tokens):
+        tree += not shared and len(held) > 0
+        local = held - starts[tree]
+        visible[tree][np.ix_(local[shared:], local)] = causal[shared : len(held), : len(held)]
+    index = np.where(own, np.array(starts)[:, None] + np.arange(width), 0)
+    return SharedRow(
+        torch.from_numpy(index), torch.from_numpy(np.flatnonzero(own.ravel())), visible=torch.from_numpy(visible)
+    )
 
 
 def _stretches(places: np.ndarray, copy: int) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 # Kernels and row shapes round at more places than layers' outputs, and differences of a few tokens vary.
 _TOLERANCE = 3.0
 _FLAGS = {"shared": "--train.share_prefixes", "packed": "--ds.packing_samples"}
+# Copies of a sequence add nothing to its tree: with so many, attention takes whole trees rather than sequences.
+_COPIES = 8
 # Cached entries that are computed again: the shortest of the first ones found.
 _CACHED_CHECKED = 4
 _CACHED_LOOKED_AT = 1000
@@ -164,13 +167,16 @@ class _Check:
         """Difference of a layout from the model's own log-probs, with gradient checkpointing too where it is on; and
         the exception that it ends in, if any."""
         expected = self.expected if expected is None else expected
-        batch = collate(self.probes, None, self.pad_token_id, layout, every_response_token=True).to(device())
         error, reason = 0.0, ""
         try:
-            for recomputing in (False, True) if _recomputed(self.policy) else (False,):
+            for copies, recomputing in product(
+                (1, _COPIES) if layout == "shared" else (1,), (False, True) if _recomputed(self.policy) else (False,)
+            ):
+                probes = self.probes * copies
+                batch = collate(probes, None, self.pad_token_id, layout, every_response_token=True).to(device())
                 with torch.no_grad(), _training_path(self.policy, recomputing):
                     rows = self.actor(batch, with_value=False).log_f
-                error = max(error, difference(list(rows), expected))
+                error = max(error, difference(list(rows), expected * copies))
         except torch.OutOfMemoryError:
             raise
         except Exception as failure:  # a model's code may stumble over anything

@@ -2,7 +2,8 @@
 
 A row holds the prefix tree of its sequences, and each token of it goes through every layer once. Only inside attention
 is it laid out as the separate sequences that it stands for, so that each attends to itself alone with its own
-positions, and any attention kernel computes it, without a mask.
+positions, and any attention kernel computes it, without a mask. Where trees are so bushy that their own square is less
+than that of their sequences, and the kernel takes a mask, they are laid out as trees.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipa_openrlhf.data.prefixes import SharedRow
+
+# Longest sequences that plain products attend to faster than torch's kernel, forward and backward, on a CPU in bf16.
+_SHORT = 192
 
 _KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -35,7 +39,7 @@ def enable_shared_prefixes(lm: PreTrainedModel) -> bool:
         return False
     inner = ALL_ATTENTION_FUNCTIONS[kernel]
     if not (isinstance(inner, partial) and inner.func is attend):
-        AttentionInterface.register(kernel, partial(attend, inner))
+        AttentionInterface.register(kernel, partial(attend, inner, takes_mask=kernel == "sdpa"))
     return True
 
 
@@ -48,22 +52,26 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     shared_row: SharedRow | None = None,
+    takes_mask: bool = False,
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``inner``, on separate sequences where the row is a shared one.
+    """``inner``, on separate sequences or trees of them where the row is a shared one.
 
     Args:
         inner: attention function of transformers' interface.
         query, key, value: [1, heads, L, head size] of the row's L tokens.
         attention_mask: not used with a shared row.
         shared_row: what the row stands for; None: an ordinary batch.
+        takes_mask: ``inner`` can attend within trees.
 
     Returns:
         [1, L, heads, head size], and no attention weights.
     """
     if shared_row is None:
         return inner(module, query, key, value, attention_mask, **options)
-    shape = shared_row.sequence_index.shape
+    if takes_mask and shared_row.trees is not None:
+        shared_row = shared_row.trees
+    shape = shared_row.block_index.shape
 
     def apart(row: torch.Tensor) -> torch.Tensor:
         tokens = row[0].transpose(0, 1)
@@ -72,9 +80,50 @@ def attend(
     # Sequences are padded on the right, where causal attention does not look: no mask is needed. Positions are in
     # the rotated queries and keys already, and would tell flash attention of a packed row.
     options["position_ids"] = None
-    output, _ = inner(module, apart(query), apart(key), apart(value), None, **options)
+    if takes_mask and _is_short(query, shape[1], options):
+        inner = _attend_short
+    visible = None if shared_row.visible is None else shared_row.visible[:, None]
+    output, _ = inner(module, apart(query), apart(key), apart(value), visible, **options)
     together = _Together.apply(output.flatten(2).flatten(0, 1), shared_row)
     return together.view(1, -1, *output.shape[2:]), None
+
+
+def _is_short(query: torch.Tensor, width: int, options: dict) -> bool:
+    """Where torch's kernel spends most of a training step on sequences that plain products finish in a fraction."""
+    on_cpu_in_half = query.device.type == "cpu" and query.dtype != torch.float32
+    return on_cpu_in_half and width <= _SHORT and not options.get("dropout")
+
+
+def _attend_short(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    **_options,
+) -> tuple[torch.Tensor, None]:
+    """Attention by plain products, with the result of transformers' ``sdpa``.
+
+    Args:
+        query: [B, heads, W, head size].
+        key, value: [B, key heads, W, head size].
+        visible: [B, 1, W, W] bool, True where the first token attends to the second; None: to itself and all before.
+
+    Returns:
+        [B, W, heads, head size], and no attention weights.
+    """
+    size, width, head_size = query.shape[0], query.shape[2], query.shape[3]
+    scaling = head_size**-0.5 if scaling is None else scaling
+    if visible is None:
+        visible = torch.ones(width, width, dtype=torch.bool, device=query.device).tril_()
+    # Heads that share a key are rows of one product.
+    grouped = (query * scaling).reshape(size, key.shape[1], -1, head_size)
+    scores = (grouped @ key.transpose(2, 3)).view(size, -1, width, width)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    output = weights.view(*grouped.shape[:3], width) @ value
+    return output.view(*query.shape[:3], -1).transpose(1, 2), None
 
 
 class _Apart(torch.autograd.Function):
@@ -87,7 +136,7 @@ class _Apart(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: torch.Tensor, shared_row: SharedRow) -> torch.Tensor:
         ctx.shared_row = shared_row
-        return tokens.index_select(0, shared_row.sequence_index.flatten())
+        return tokens.index_select(0, shared_row.block_index.flatten())
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -107,7 +156,7 @@ class _Together(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        apart = grad.new_zeros(ctx.shared_row.sequence_index.numel(), grad.shape[1])
+        apart = grad.new_zeros(ctx.shared_row.block_index.numel(), grad.shape[1])
         return apart.index_copy_(0, ctx.shared_row.row_index, grad), None
 
 

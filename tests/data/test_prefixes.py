@@ -4,6 +4,7 @@ from dataclasses import replace
 from os.path import commonprefix
 
 import numpy as np
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prefix_trees import branching_samples, nodes_of, priors
@@ -43,12 +44,12 @@ def test_a_row_holds_every_token_of_the_tree_once(sequences):
     size = len(row.row_index)
     assert size == nodes_of(sequences)
     held: dict[int, list[int]] = {}
-    for ids, own, padded in zip(sequences, places, row.sequence_index.tolist()):
+    for ids, own, padded in zip(sequences, places, row.block_index.tolist()):
         assert padded == [*own.tolist(), *[0] * (width - len(ids))]
         for place, prefix in zip(own.tolist(), (ids[:end] for end in range(1, len(ids) + 1))):
             assert held.setdefault(place, prefix) == prefix, "one place, one prefix"
     assert sorted(held) == list(range(size))
-    assert row.sequence_index.flatten()[row.row_index].tolist() == list(range(size))
+    assert row.block_index.flatten()[row.row_index].tolist() == list(range(size))
 
 
 @given(several.filter(lambda sequences: any(sequences)))
@@ -58,9 +59,34 @@ def test_repeats_are_all_copies_and_nothing_else(sequences):
     occurrences = {number * width + n for number, ids in enumerate(sequences) for n in range(len(ids))}
     copies = [copy + n for begin, end, copy in row.repeats for n in range(end - begin)]
     assert sorted([*copies, *row.row_index.tolist()]) == sorted(occurrences)
-    flat = row.sequence_index.flatten().tolist()
+    flat = row.block_index.flatten().tolist()
     for begin, end, copy in row.repeats:
         assert begin < end and flat[copy : copy + end - begin] == list(range(begin, end))
+
+
+@given(several.filter(lambda sequences: any(sequences)))
+@example([[0], [0, 1, 255], [0, 1, 255], [0, 1, 0], [0, 256], [1, 1], [1, 0, 0]])
+def test_in_a_tree_a_token_sees_itself_and_what_stands_before_it(sequences):
+    places, row = share_prefixes([np.array(ids, dtype=np.int32) for ids in sequences])
+    size = len(row.row_index)
+    before = np.zeros((size, size), dtype=bool)
+    for held in places:
+        for end in range(len(held)):
+            before[held[end], held[: end + 1]] = True
+    roots = [held[0] for held in places if len(held)]
+    widest = max(int(before[:, root].sum()) for root in roots)
+    assert (row.trees is not None) == (len(set(roots)) * widest**2 < len(sequences) * max(map(len, sequences)) ** 2)
+    if row.trees is None:
+        return
+    trees, visible = row.trees, row.trees.visible
+    assert trees.repeats == () and trees.block_index.shape == (len(set(roots)), widest) == visible.shape[:2]
+    assert trees.block_index.flatten()[trees.row_index].tolist() == list(range(size))
+    assert visible.any(-1).all(), "a softmax over nothing is not a number"
+    is_token = torch.zeros(len(set(roots)) * widest, dtype=torch.bool)
+    is_token[trees.row_index] = True
+    for block, seen, real in zip(trees.block_index.numpy(), visible.numpy(), is_token.view(-1, widest).numpy()):
+        assert (seen[np.ix_(real, real)] == before[np.ix_(block[real], block[real])]).all()
+        assert not seen[np.ix_(real, ~real)].any()
 
 
 def sample_of(ids: list[int], prompt_len: int) -> Sample:

@@ -1,5 +1,6 @@
 """The self-check sees a fault planted in each layout, in the attention, in the logits, in the cache and in lengths."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_every_architecture import actor_of, run_flags, samples_of_a_run
 from test_output_head import make
 from tiny import logged_lines, make_model, run_in_process, train
 
+from pipa_openrlhf.data import prefixes
 from pipa_openrlhf.data.prefixes import common_prefix
 from pipa_openrlhf.data.samples import as_samples
 from pipa_openrlhf.errors import UserError
@@ -89,6 +91,18 @@ def test_without_an_exact_layout_nothing_is_trained(faulty_when, fault):
     with pytest.raises(UserError, match="LlamaForCausalLM.*0.01 nats") as error:
         choose(make("llama"), False, False)
     assert "\n" not in str(error.value)
+
+
+def test_trees_with_a_wrong_mask_are_seen(monkeypatch):
+    in_trees = prefixes._in_trees
+
+    def with_all_visible(*args):
+        row = in_trees(*args)
+        return replace(row, visible=torch.ones_like(row.visible))
+
+    monkeypatch.setattr(prefixes, "_in_trees", with_all_visible)
+    actor, lines = choose(make("llama"))
+    assert actor.layout == "packed" and len(lines) == 1 and "--train.share_prefixes" in lines[0]
 
 
 def test_wrong_logits_are_seen(monkeypatch):

@@ -1,6 +1,7 @@
 """Sequences that share every common prefix, against the same sequences in rows of their own."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from prefix_trees import branching_samples, priors
 from test_output_head import MODELS, VOCAB, make, nll, pipa_n
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pipa_openrlhf.data.batch import Batch, collate
@@ -68,9 +70,11 @@ def assert_same(grads, expected) -> None:
             torch.testing.assert_close(grads[key], grad, **EXACT, msg=lambda text, key=key: f"{key}: {text}")
 
 
+@pytest.mark.parametrize("copies", [1, 4], ids=["sequences", "trees"])
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probs_values_and_gradients_are_those_of_separate_rows(name):
-    samples = branching_samples(VOCAB)
+def test_log_probs_values_and_gradients_are_those_of_separate_rows(name, copies):
+    samples = branching_samples(VOCAB) * copies
+    assert (batch_of(samples, "shared").shared_row.trees is not None) == (copies > 1)
     results = []
     for layout in ("padded", "shared"):
         policy = policy_of(name)
@@ -87,9 +91,10 @@ def test_log_probs_values_and_gradients_are_those_of_separate_rows(name):
     assert_same(together_grads, alone_grads)
 
 
+@pytest.mark.parametrize("copies", [1, 4], ids=["sequences", "trees"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_recomputes_shared_rows(reentrant):
-    samples = branching_samples(VOCAB)
+def test_gradient_checkpointing_recomputes_shared_rows(reentrant, copies):
+    samples = branching_samples(VOCAB) * copies
     grads = []
     for layout in ("padded", "shared"):
         policy = policy_of("qwen2", lora=True)
@@ -189,8 +194,8 @@ def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
         return query.transpose(1, 2), None
 
     tokens = torch.arange(12.0).view(1, 1, 6, 2)
-    sequence_index = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
-    shared_row = SharedRow(sequence_index, torch.tensor([0, 1, 2, 3, 6, 7]), ((0, 2, 4),))
+    block_index = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
+    shared_row = SharedRow(block_index, torch.tensor([0, 1, 2, 3, 6, 7]), ((0, 2, 4),))
     output, _ = shared_prefixes.attend(
         kernel,
         None,
@@ -203,3 +208,51 @@ def test_a_kernel_gets_plain_causal_sequences(monkeypatch):
     )
     assert calls == [((2, 1, 4, 2), None, None)]
     torch.testing.assert_close(output, tokens.transpose(1, 2))
+
+
+def trees_and_sequences(kernel, dtype, **inputs):
+    """Outputs and gradients of :func:`attend` over the same row in trees and in sequences."""
+    shared_row = batch_of(branching_samples(VOCAB) * 4, "shared").shared_row
+    size = len(shared_row.row_index)
+    torch.manual_seed(0)
+    row = torch.randn(3, 1, 4, size, 8).to(dtype)
+    results = []
+    for takes_mask in (True, False):
+        query, key, value = (one.clone().requires_grad_() for one in (row[0], row[1][:, :2], row[2][:, :2]))
+        module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+        output, _ = shared_prefixes.attend(
+            kernel, module, query, key, value, None, shared_row=shared_row, takes_mask=takes_mask, **inputs
+        )
+        (output * torch.linspace(0, 1, output.numel()).view_as(output)).sum().backward()
+        results.append((output.detach(), query.grad, key.grad, value.grad))
+    return results
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_a_tree_attends_like_its_sequences(scaling):
+    for one, other in zip(*trees_and_sequences(sdpa_attention_forward, torch.float64, scaling=scaling)):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_short_attention_in_bf16_is_that_of_the_kernel_but_for_rounding(monkeypatch, scaling):
+    calls = []
+    short = shared_prefixes._attend_short
+    monkeypatch.setattr(
+        shared_prefixes, "_attend_short", lambda *args, **more: calls.append(1) or short(*args, **more)
+    )
+    inputs = {"dtype": torch.bfloat16, "scaling": scaling}
+    for one, other in zip(*trees_and_sequences(sdpa_attention_forward, **inputs)):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+    assert len(calls) == 1, "trees are short, and sequences of a kernel without masks are the kernel's"
+    trees_and_sequences(sdpa_attention_forward, **inputs, dropout=1e-9)
+    assert len(calls) == 1, "dropout is the kernel's"
+
+
+def test_short_attention_is_causal_without_a_mask():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 7, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    expected, _ = sdpa_attention_forward(module, query, key, value, None, scaling=0.3)
+    output, _ = shared_prefixes._attend_short(module, query, key, value, None, scaling=0.3)
+    torch.testing.assert_close(output, expected, **EXACT)
