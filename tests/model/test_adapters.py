@@ -88,18 +88,32 @@ def test_adapter_of_another_size_is_refused_by_its_sizes(tiny_models, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_merge_that_changes_the_model_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_merge_that_changes_the_model_is_refused(tmp_path, monkeypatch, dtype):
     make_model(0, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     save_trained_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["embed_tokens"])
     monkeypatch.setattr(loading, "_untie_adapted_embeddings", lambda lm: None)
     with pytest.raises(UserError, match="adapter: merging the adapter changes log-probs by up to"):
-        load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa")
+        load_causal_lm(str(tmp_path / "adapter"), dtype, "sdpa")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rounding_is_no_other_model(tiny_models, tmp_path, dtype):
     save_adapter(tiny_models / "policy", tmp_path / "adapter", 1)
     assert load_causal_lm(str(tmp_path / "adapter"), dtype, "sdpa").dtype == dtype
+
+
+@pytest.mark.parametrize("allowed, merges", [(0.0, False), (loading._MERGE_TOLERANCE, True)])
+def test_what_rounding_explains_is_measured(tmp_path, monkeypatch, allowed, merges):
+    """In bf16 merging this model changes more than is let through unseen, and no more than its rounding does."""
+    make_model(0, initializer_range=0.5, num_hidden_layers=6).save_pretrained(tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "adapter", 1)
+    monkeypatch.setattr(loading, "_MERGE_TOLERANCE", allowed)
+    if merges:
+        load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
+        return
+    with pytest.raises(UserError, match="inf times what rounding explains"):
+        load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
 
 
 def test_merged_model_is_trainable_where_its_base_is(tiny_models, tmp_path):
