@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if $fast; then work=${work:-runs/quickstart-fast} epochs=3; else work=${work:-runs/quickstart} epochs=1; fi
+if $fast; then work=${work:-runs/quickstart-fast} epochs=3; else work=${work:-runs/quickstart-seed0} epochs=1; fi
 for needed in label_steps evaluate_sft; do
   if [ ! -e "$work/done/$needed" ]; then
     echo "error: $work has no finished quickstart: run bash scripts/quickstart.sh with the same --fast and --work" >&2

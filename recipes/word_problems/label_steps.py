@@ -4,6 +4,9 @@
 
 A step is a line of the answer. It is right while its equation holds and has the value of the worked answer's step at
 that place; the last step has the answer's label. A row becomes ``{prompt, completions, labels}``.
+
+With ``--by word`` a step is a word: right before the first word that no right answer has there, wrong at it, and 0 (no
+label) after it. Such rows are read with ``--data.step_separator ''``.
 """
 
 import os
@@ -17,7 +20,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.problems import Problem, read_problems
 from pipa_openrlhf.settings import setting
 from recipes.word_problems.problems import write_rows
-from recipes.word_problems.steps import equation_value, label_steps, split_steps
+from recipes.word_problems.steps import equation_value, label_steps, label_words, split_steps, split_words
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class LabelConfig:
     answers: str | None = setting(None, "JSONL that `sample` wrote")
     problems: str | None = setting(None, "JSONL of the same problems, with worked answers in `steps`")
     output: str | None = setting(None, "JSONL to write")
+    by: str = setting("line", "what a step is", choices=("line", "word"))
 
 
 def main(config: LabelConfig) -> None:
@@ -40,13 +44,14 @@ def main(config: LabelConfig) -> None:
     problems = read_problems(config.problems)
     require_steps(problems, config.problems)
     worked = {problem.problem_id: problem.steps for problem in problems}
-    rows = [labelled_row(row, worked, where) for where, row in read_json_rows(config.answers)]
+    rows = [labelled_row(row, worked, where, config.by) for where, row in read_json_rows(config.answers)]
     write_rows(config.output, rows)
     steps = Counter(label for row in rows for label in row["labels"])
-    print(f"{len(rows)} answers: {steps[True]} right steps, {steps[False]} wrong steps: {config.output}", flush=True)
+    wrong = steps[False] if config.by == "line" else steps[-1]
+    print(f"{len(rows)} answers: {steps[True]} right steps, {wrong} wrong steps: {config.output}", flush=True)
 
 
-def labelled_row(row: dict, worked: dict[str, list[str]], where: str) -> dict:
+def labelled_row(row: dict, worked: dict[str, list[str]], where: str, by: str) -> dict:
     """The row with its answer in steps.
 
     Raises:
@@ -56,10 +61,14 @@ def labelled_row(row: dict, worked: dict[str, list[str]], where: str) -> dict:
         raise UserError(f"{where}: needs `completion` and `label` as `sample` writes them")
     if row.get("problem_id") not in worked:
         raise UserError(f"{where}: problem {row.get('problem_id')!r} is not in --problems")
-    steps = split_steps(row["completion"])
-    labels = label_steps(steps, worked[row["problem_id"]], row["label"])
+    gold_steps, is_right = worked[row["problem_id"]], row["label"]
     rest = {name: value for name, value in row.items() if name not in ("completion", "label")}
-    return {**rest, "completions": steps, "labels": labels}
+    if by == "line":
+        steps = split_steps(row["completion"])
+        return {**rest, "completions": steps, "labels": label_steps(steps, gold_steps, is_right)}
+    words = split_words(row["completion"])
+    labels = [0 if label is None else 1 if label else -1 for label in label_words(words, gold_steps, is_right)]
+    return {**rest, "completions": words, "labels": labels, "answer_label": is_right}
 
 
 def require_steps(problems: list[Problem], path: str) -> None:

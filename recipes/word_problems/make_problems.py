@@ -24,6 +24,10 @@ class ProblemsConfig:
     validation: int = setting(200, "problems to choose a learning rate on", least=0)
     test: int = setting(600, "held-out problems", least=0)
     max_steps: int = setting(2, "most equations in a worked answer", least=1)
+    train_turned: float = setting(
+        0.0, "share of SFT problems whose words suggest the other operation", least=0, most=1
+    )
+    turned: float = setting(0.5, "that share in the other splits", least=0, most=1)
     seed: int = setting(0, "another seed gives other problems of the same splits")
 
 
@@ -36,7 +40,8 @@ def main(config: ProblemsConfig) -> None:
     counts = []
     for split in SPLITS:
         size = getattr(config, split)
-        problems = list(islice(generate_problems(split, config.seed, config.max_steps), size))
+        turned = config.train_turned if split == "train" else config.turned
+        problems = list(islice(generate_problems(split, config.seed, config.max_steps, turned), size))
         rows = [_problem_row(problem, f"{split}-{index}") for index, problem in enumerate(problems)]
         write_rows(os.path.join(config.output_dir, f"{split}.jsonl"), rows)
         if split == "train":

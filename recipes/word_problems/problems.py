@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "sample", "validation", "test")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-LARGEST_VALUE = 300
+LARGEST_VALUE = 20
 
 HE = """
 Adam Ben Carl David Eli Finn George Henry Ivan Jack Kevin Leo Mark Noah Oscar Paul Ryan Sam Tom Victor Will
@@ -78,6 +78,17 @@ CLOSINGS = (
     ("*", "Each costs {b} dollars. How many dollars do they all cost?"),
     ("*", "Each weighs {b} grams. How many grams do they all weigh?"),
 )
+# The words suggest the other operation: what is asked is the number that the sentence starts from.
+TURNED_CLOSINGS = (
+    ("-", "That is {b} more than {other} has. How many {things} does {other} have?"),
+    ("-", "{he} has {b} more than {other}. How many {things} does {other} have?"),
+    ("-", "{other} needs {b} more to have as many. How many {things} does {other} have?"),
+    ("-", "{he} has just added {b} to what was there. How many {things} were there before?"),
+    ("+", "That is {b} fewer than {other} has. How many {things} does {other} have?"),
+    ("+", "{he} has {b} fewer than {other}. How many {things} does {other} have?"),
+    ("+", "{other} must give away {b} to have as many. How many {things} does {other} have?"),
+    ("+", "This is what is left after {b} were lost. How many {things} were there before?"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,31 +109,36 @@ class WordProblem:
         return SPLITS[digest[0] % len(SPLITS)]
 
 
-def generate_problems(split: str, seed: int, max_steps: int) -> Iterator[WordProblem]:
-    """Endless distinct problems of one split, of one to ``max_steps`` equations; the same for the same arguments."""
+def generate_problems(split: str, seed: int, max_steps: int, turned: float = 0.0) -> Iterator[WordProblem]:
+    """Endless distinct problems of one split, of one to ``max_steps`` equations; the same for the same arguments.
+
+    Args:
+        turned: share of problems that end in one of ``TURNED_CLOSINGS``.
+    """
     rng = random.Random(f"{split}:{seed}")
     seen = set()
     while True:
-        problem = _draw(rng, rng.randint(1, max_steps))
+        problem = _draw(rng, rng.randint(1, max_steps), rng.random() < turned)
         if problem.split == split and problem.question not in seen:
             seen.add(problem.question)
             yield problem
 
 
-def _draw(rng: random.Random, num_steps: int) -> WordProblem:
+def _draw(rng: random.Random, num_steps: int, is_turned: bool) -> WordProblem:
     words = _draw_words(rng)
     steps, sentences = [], []
-    if rng.random() < 0.35:
-        numbers = {"a": rng.randint(2, 9), "b": rng.randint(3, 12)}
+    if rng.random() < 0.35 and not (is_turned and num_steps == 1):
+        numbers = {"a": rng.randint(2, 4), "b": rng.randint(2, 5)}
         sentences.append(rng.choice(PRODUCT_OPENINGS).format(**numbers, **words))
         value = _append_step(steps, numbers["a"], "*", numbers["b"])
     else:
-        value = rng.randint(5, 60)
+        value = rng.randint(2, 12)
         sentences.append(rng.choice(OPENINGS).format(a=value, **words))
-    ask_about_now = rng.random() < 0.5 if len(steps) < num_steps else True
+    ask_about_now = not is_turned and (rng.random() < 0.5 if len(steps) < num_steps else True)
     while len(steps) < num_steps:
         is_last = len(steps) == num_steps - 1
-        phrases = CLOSINGS if is_last and not ask_about_now else EVENTS
+        closings = TURNED_CLOSINGS if is_turned else CLOSINGS
+        phrases = closings if is_last and not ask_about_now else EVENTS
         sign, phrase = rng.choice([(sign, phrase) for sign, phrase in phrases if _largest_number(sign, value) > 1])
         number = rng.randint(2, _largest_number(sign, value))
         sentences.append(_capitalised(phrase.format(b=number, **words)))
@@ -144,7 +160,7 @@ def _largest_number(sign: str, value: int) -> int:
     """Largest second operand that keeps the result between 1 and LARGEST_VALUE."""
     if sign == "*":
         return min(5, LARGEST_VALUE // value)
-    return min(30, value - 1 if sign == "-" else LARGEST_VALUE - value)
+    return min(9, value - 1 if sign == "-" else LARGEST_VALUE - value)
 
 
 def _append_step(steps: list[str], left: int, sign: str, right: int) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import os
 import re
 from fractions import Fraction
 from itertools import pairwise
@@ -37,6 +38,44 @@ def label_steps(steps: list[str], gold_steps: list[str], answer_is_right: bool) 
             break
         labels.append(True)
     return labels + [False] * (len(steps) - len(labels))
+
+
+def split_words(text: str) -> list[str]:
+    """Words of an answer with the blanks before them, a line's end with its last word; joined they are the answer."""
+    return re.findall(r"\s*?\S+(?:[^\S\n]*\n)*(?:\s+\Z)?", text) or [text]
+
+
+def label_words(words: list[str], gold_steps: list[str], answer_is_right: bool) -> list[bool | None]:
+    """One label a word: what stands before a mistake is right, the mistake is wrong, what follows has no label.
+
+    All words of a right answer are right. In a wrong one the mistake is the first word that no right answer has at
+    that place; sums and products may be told either way round. An answer that only stops early, or goes on where it
+    should end, is wrong at its last word.
+    """
+    if answer_is_right:
+        return [True] * len(words)
+    right = _common_words([word.strip() for word in words], gold_steps)
+    right = min(right, len(words) - 1)
+    return [True] * right + [False] + [None] * (len(words) - right - 1)
+
+
+def _swapped(words: list[str]) -> list[str]:
+    """``a + b = c`` as ``b + a = c``, a product likewise; anything else as it is."""
+    if len(words) == 5 and words[1] in "+*":
+        return [words[2], words[1], words[0], *words[3:]]
+    return words
+
+
+def _common_words(words: list[str], gold_steps: list[str]) -> int:
+    """How many of the first ``words`` are those of the worked steps, each of them one way round or the other."""
+    start = 0
+    for step in gold_steps:
+        told = step.split()
+        matching = max(len(os.path.commonprefix([words[start:], way])) for way in (told, _swapped(told)))
+        start += matching
+        if matching < len(told):
+            break
+    return start
 
 
 _LONGEST_EXPRESSION = 60  # tokens

@@ -6,7 +6,10 @@ from tiny import read_jsonl
 
 def test_unknown_argument(run_script):
     done = run_script("quickstart.sh", "--slow", timeout=20)
-    assert done.returncode == 1 and done.stderr == "error: unknown argument --slow (use --fast or --work FOLDER)\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: unknown argument --slow (use --fast, --seed NUMBER or --work FOLDER)\n"
+    )
 
 
 def assert_value_model_learned(folder):
@@ -19,12 +22,13 @@ def assert_value_model_learned(folder):
 def test_fast_form_ends_in_a_report_and_is_not_run_twice(run_script, fast_quickstart):
     """Not measured on an idle machine; the script is stopped after 1800 seconds."""
     work, output = fast_quickstart
-    page = (work / "report.html").read_text()
-    for text in ("SFT", "PIPA-M (step)", "PIPA-N (answer)", "pipa_openrlhf.cli.train_pipa"):
-        assert text in page
+    for name in ("report.html", "report_against_more_sft.html"):
+        page = (work / name).read_text()
+        for text in ("own right answers", "more of that SFT", "PIPA-M (step)", "PIPA-N (step)", "cli.train_pipa"):
+            assert text in page
     assert {path.name for path in (work / "pictures").iterdir()} == {"accuracy.svg", "value_model.svg", "rewards.svg"}
-    for run in work.glob("pipa_?_lr*"):
-        assert_value_model_learned(run)
+    for variant in "mn":
+        assert_value_model_learned(work / f"pipa_{variant}")
     again = run_script("quickstart.sh", "--fast", "--work", work, timeout=120)
     assert again.returncode == 0 and again.stdout.count("done before") == len(list((work / "done").iterdir()))
     assert again.stdout.endswith(output[output.index("== report") :])

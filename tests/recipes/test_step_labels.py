@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.word_problems.steps import label_steps, split_steps
+from recipes.word_problems.steps import label_steps, label_words, split_steps, split_words
 
 GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
 
@@ -54,3 +54,32 @@ def test_split_steps_loses_nothing_and_leaves_no_step_empty(text):
 
 def test_split_steps_is_one_step_a_line():
     assert split_steps("12 + 7 = 19\n\n19 * 3 = 57\n#### 57") == ["12 + 7 = 19\n", "19 * 3 = 57", "#### 57"]
+
+
+@pytest.mark.parametrize(
+    "answer, right, labels",
+    [
+        ("12 + 7 = 19\n19 * 3 = 57\n#### 57", True, "1111111111 11"),
+        ("12 + 7 = 19\n19 * 3 = 47\n#### 47", False, "111111111- 00"),
+        # the wrong operation; what follows from it has no label
+        ("12 - 7 = 5\n5 * 3 = 15\n#### 15", False, "1-00000000 00"),
+        # a sum and a product the other way round
+        ("7 + 12 = 19\n3 * 19 = 57\n#### 75", False, "1111111111 1-"),
+        ("7 + 7 = 14", False, "11-00"),
+        # stops early, goes on, is another text, is empty
+        ("12 + 7 = 19", False, "1111-"),
+        ("12 + 7 = 19\n19 * 3 = 57\n#### 57\n#### 58", False, "1111111111 11 -0"),
+        ("Let us see", False, "-00"),
+        ("", False, "-"),
+    ],
+)
+def test_label_words(answer, right, labels):
+    expected = [{"1": True, "-": False, "0": None}[one] for one in labels.replace(" ", "")]
+    assert label_words(split_words(answer), GOLD, right) == expected
+
+
+@given(st.text(alphabet="ab \n\t", max_size=12))
+def test_split_words_loses_nothing_and_leaves_no_word_empty(text):
+    words = split_words(text)
+    assert "".join(words) == text
+    assert not text.strip() or all(word.strip() and len(word.split()) == 1 for word in words)

@@ -1,12 +1,15 @@
 """Generated word problems: right, deterministic, and disjoint between splits."""
 
 import json
+import re
 from itertools import islice
+
+import pytest
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.evaluate.grading import extract_answer
 from recipes.word_problems.make_problems import ProblemsConfig, main
-from recipes.word_problems.problems import SPLITS, generate_problems
+from recipes.word_problems.problems import SPLITS, TURNED_CLOSINGS, generate_problems
 from recipes.word_problems.steps import equation_value
 
 
@@ -14,8 +17,8 @@ def read_jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def take(split, count=400, seed=0, max_steps=3):
-    return list(islice(generate_problems(split, seed, max_steps), count))
+def take(split, count=400, seed=0, max_steps=3, turned=0.5):
+    return list(islice(generate_problems(split, seed, max_steps, turned), count))
 
 
 def test_worked_answers_are_right():
@@ -59,6 +62,32 @@ def test_splits_share_neither_question_nor_equations_whatever_the_seeds():
 def test_no_problem_twice():
     problems = take("sample", 3000, max_steps=1)
     assert len({p.question for p in problems}) == 3000
+
+
+def pattern_of(phrase: str) -> re.Pattern:
+    """Of a phrase with its names, things and numbers."""
+    pronoun = re.escape(phrase).replace(r"\{he\}", "(?:he|she)")
+    return re.compile(re.sub(r"\\{\w+\\}", r"\\w+", pronoun), re.IGNORECASE)
+
+
+TURNED = [pattern_of(phrase) for _, phrase in TURNED_CLOSINGS]
+
+
+@pytest.mark.parametrize("turned", [0.0, 0.25, 1.0])
+def test_a_share_of_the_problems_ends_in_words_that_mislead(turned):
+    problems = take("test", 1000, max_steps=2, turned=turned)
+    misled = [any(pattern.search(problem.question) for pattern in TURNED) for problem in problems]
+    assert sum(misled) / len(misled) == pytest.approx(turned, abs=0.04)
+
+
+def test_misleading_words_ask_for_the_other_operation():
+    signs = dict(zip(TURNED, (sign for sign, _ in TURNED_CLOSINGS)))
+    seen = set()
+    for problem in take("test", 500, max_steps=2, turned=1.0):
+        [pattern] = [one for one in TURNED if one.search(problem.question)]
+        assert problem.steps[-2].split()[1] == signs[pattern]
+        seen.add(pattern)
+    assert len(seen) == len(TURNED)
 
 
 def test_make_problems_writes_splits_and_sft_rows(tmp_path):
