@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if $fast; then work=${work:-runs/quickstart-fast} epochs=3; else work=${work:-runs/quickstart-seed0} epochs=1; fi
+if $fast; then work=${work:-runs/quickstart-fast-seed0} epochs=3; else work=${work:-runs/quickstart-seed0} epochs=1; fi
 for needed in label_steps evaluate_sft; do
   if [ ! -e "$work/done/$needed" ]; then
     echo "error: $work has no finished quickstart: run bash scripts/quickstart.sh with the same --fast and --work" >&2
@@ -57,7 +57,7 @@ for row in "${objectives[@]}"; do
     --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
   stage "$out" "evaluate_${name}_$annotation" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
     --problems.file "$work/problems/test.jsonl" --evaluate.output_dir "${run}_evaluation" \
-    "${prompt[@]}" --evaluate.max_new_tokens 40
+    "${prompt[@]}" --evaluate.max_new_tokens 32
   evaluations+=("$name ($annotation)=${run}_evaluation") runs+=("$name ($annotation)=$run")
 done
 

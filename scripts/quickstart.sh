@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
 done
 
 if $fast; then
-  work=${work:-runs/quickstart-fast}
+  work=${work:-runs/quickstart-fast-seed$seed}
   sizes=(--train 96 --sample 32 --validation 0 --test 24)
 else
   work=${work:-runs/quickstart-seed$seed}

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,8 +52,8 @@ _PROBE_TOKENS = 8
 # explains.
 _MERGE_CHANGE = 1e-3
 _MERGE_TOLERANCE = 3.0
-# Such a share where the weights are quantised, and merged ones quantised again.
-_QUANTISED_MERGE_CHANGE = 0.2
+# Such a share where that cannot be measured: quantised weights are quantised again.
+_COARSE_MERGE_CHANGE = 0.2
 
 
 def use_modelscope() -> None:
@@ -311,7 +312,6 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     base = base_model(model)
     before = _probe(base)
     _untie_adapted_embeddings(base)
-    adapted = [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
     merged = model.merge_and_unload()
     if before is None:
         return merged
@@ -322,11 +322,11 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     change = (after - before).norm() / spread
     if change <= _MERGE_CHANGE:
         return merged
-    modules = [merged.get_submodule(name) for name in adapted]
-    allowed = _QUANTISED_MERGE_CHANGE
-    if all(one.is_floating_point() for module in modules for one in module.parameters()):
-        with _rounded_otherwise(modules):
-            allowed = _MERGE_TOLERANCE * (cast(torch.Tensor, _probe(merged)) - after).norm() / spread
+    with _rounded_otherwise(merged):
+        rounded = _probe(merged)
+    allowed = torch.tensor(_COARSE_MERGE_CHANGE)
+    if rounded is not None and all(one.is_floating_point() for one in merged.parameters()):
+        allowed = _MERGE_TOLERANCE * (rounded - after).norm() / spread
     if not change <= allowed:
         raise UserError(
             f"{what}: merging the adapter changes log-probs by up to {(after - before).abs().max():.3g}, "
@@ -337,23 +337,28 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
 
 
 @contextmanager
-def _rounded_otherwise(modules: list[nn.Module]) -> Iterator[None]:
-    """Within, the modules' weights differ by up to one rounding of their data type."""
+def _rounded_otherwise(lm: PreTrainedModel) -> Iterator[None]:
+    """Within, the model's weights differ by up to one rounding of their data type."""
 
-    def again(module: nn.Module, inputs: tuple, _output: torch.Tensor) -> torch.Tensor:
+    def again(seed: int, module: nn.Module, inputs: tuple, options: dict, _output: Any) -> Any:
         own = {one: one.data for one in module.parameters() if one.is_floating_point()}
         for parameter, weight in own.items():
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            relative = torch.rand(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator) * 2 - 1
+            generator = torch.Generator(wide.device).manual_seed(seed)
+            relative = torch.empty_like(wide).uniform_(-1, 1, generator=generator)
             parameter.data = (wide * (1 + torch.finfo(weight.dtype).eps * relative)).to(weight.dtype)
         try:
-            return module.forward(*inputs)
+            return module.forward(*inputs, **options)
         finally:
             for parameter, weight in own.items():
                 parameter.data = weight
 
-    generator = torch.Generator(next(modules[0].parameters()).device).manual_seed(0)
-    hooks = [module.register_forward_hook(again) for module in modules]
+    leaves = [one for one in lm.modules() if next(one.children(), None) is None]
+    hooks = [
+        leaf.register_forward_hook(partial(again, seed), with_kwargs=True)
+        for seed, leaf in enumerate(leaves)
+        if next(leaf.parameters(), None) is not None
+    ]
     try:
         yield
     finally:

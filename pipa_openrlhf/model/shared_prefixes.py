@@ -91,7 +91,8 @@ def attend(
 def _is_short(query: torch.Tensor, width: int, options: dict) -> bool:
     """Where torch's kernel spends most of a training step on sequences that plain products finish in a fraction."""
     on_cpu_in_half = query.device.type == "cpu" and query.dtype != torch.float32
-    return on_cpu_in_half and width <= _SHORT and not options.get("dropout")
+    is_plain = not options.get("dropout") and options.get("position_bias") is None and options.get("is_causal", True)
+    return on_cpu_in_half and width <= _SHORT and is_plain
 
 
 def _attend_short(
@@ -104,7 +105,7 @@ def _attend_short(
     scaling: float | None = None,
     **_options,
 ) -> tuple[torch.Tensor, None]:
-    """Attention by plain products, with the result of transformers' ``sdpa``.
+    """Attention by plain products: that of transformers' ``sdpa`` but for rounding, as ``eager`` rounds.
 
     Args:
         query: [B, heads, W, head size].

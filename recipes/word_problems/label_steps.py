@@ -5,7 +5,7 @@
 A step is a line of the answer. It is right while its equation holds and has the value of the worked answer's step at
 that place; the last step has the answer's label. A row becomes ``{prompt, completions, labels}``.
 
-With ``--by word`` a step is a word: right before the first word that no right answer has there, wrong at it, and 0 (no
+With ``--by word`` a step is a word: right before the first one that is not the worked answer's, wrong at it, and 0 (no
 label) after it. Such rows are read with ``--data.step_separator ''``.
 """
 

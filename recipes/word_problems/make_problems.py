@@ -25,7 +25,7 @@ class ProblemsConfig:
     test: int = setting(600, "held-out problems", least=0)
     max_steps: int = setting(2, "most equations in a worked answer", least=1)
     train_turned: float = setting(
-        0.0, "share of SFT problems whose words suggest the other operation", least=0, most=1
+        0.08, "share of training problems whose words suggest the other operation", least=0, most=1
     )
     turned: float = setting(0.5, "that share in the other splits", least=0, most=1)
     seed: int = setting(0, "another seed gives other problems of the same splits")

@@ -116,6 +116,15 @@ def test_what_rounding_explains_is_measured(tmp_path, monkeypatch, allowed, merg
         load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("touches", TOUCHES)
+def test_rounding_is_measured_whatever_an_adapter_touches(base_folder, tmp_path, monkeypatch, touches):
+    save_trained_adapter(base_folder, tmp_path / "adapter", **TOUCHES[touches])
+    monkeypatch.setattr(loading, "_MERGE_CHANGE", 0.0)
+    merged = load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
+    assert not any(module._forward_hooks for module in merged.modules())
+
+
 def test_merged_model_is_trainable_where_its_base_is(tiny_models, tmp_path):
     save_adapter(tiny_models / "policy", tmp_path / "adapter", 1)
     merged = load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa")
