@@ -48,12 +48,10 @@ _FLASH_PACKAGES = {
 }
 
 _PROBE_TOKENS = 8
-# Share of the logits' spread by which merging may change them whatever rounding explains, and how many times what it
-# explains.
+# Share of the logits' spread by which merging may change them unseen, and how many times what rounding explains.
 _MERGE_CHANGE = 1e-3
 _MERGE_TOLERANCE = 3.0
-# Such a share where that cannot be measured: quantised weights are quantised again.
-_COARSE_MERGE_CHANGE = 0.2
+_COARSE_MERGE_CHANGE = 0.2  # such a share where that cannot be measured: quantised weights are quantised again
 
 
 def use_modelscope() -> None:
@@ -301,10 +299,7 @@ def merge_adapter(base: PreTrainedModel, path: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def merge(model: PeftModel, what: str) -> PreTrainedModel:
-    """The base with its adapter merged, checked on the log-probs of a few tokens.
-
-    Args:
-        what: the adapter's name in an error.
+    """The base with its adapter merged, checked on the log-probs of a few tokens; ``what`` names it in an error.
 
     Raises:
         UserError: the merged model is another one.
@@ -318,15 +313,14 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     after = _probe(merged)
     if after is None:
         raise UserError(f"{what}: the model does not run with the adapter merged: give a merged model")
-    spread = (before - before.mean(-1, keepdim=True)).norm()
-    change = (after - before).norm() / spread
+    change = _share_of_spread(after - before, before)
     if change <= _MERGE_CHANGE:
         return merged
     with _rounded_otherwise(merged):
         rounded = _probe(merged)
     allowed = torch.tensor(_COARSE_MERGE_CHANGE)
     if rounded is not None and all(one.is_floating_point() for one in merged.parameters()):
-        allowed = _MERGE_TOLERANCE * (rounded - after).norm() / spread
+        allowed = _MERGE_TOLERANCE * _share_of_spread(rounded - after, before)
     if not change <= allowed:
         raise UserError(
             f"{what}: merging the adapter changes log-probs by up to {(after - before).abs().max():.3g}, "
@@ -334,6 +328,12 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
             "and give the merged model"
         )
     return merged
+
+
+def _share_of_spread(change: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """Of most tokens' ``log_probs`` [_PROBE_TOKENS, V]; one token, often the first, may turn over by a rounding."""
+    spread = (log_probs - log_probs.mean(-1, keepdim=True)).norm(dim=-1)
+    return (change.norm(dim=-1) / spread).median()
 
 
 @contextmanager
