@@ -5,6 +5,7 @@ that holds every common prefix once.
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -90,15 +91,25 @@ class SharedRow:
         row_index: [L] place in [B * W] where a token of the row occurs first.
         repeats: of every prefix that occurred before, stretch by stretch: begin and end of a stretch in the row, and
             the place in [B * W] where its copy begins.
-        visible: [B, W, W] bool, True where the first token attends to the second; None: blocks are sequences.
-        trees: the same row in blocks that are trees, where attention computes less that way; None elsewhere.
+        block_ends: [B, W] of every token of a tree, where in its block what follows from it ends; None: blocks are
+            sequences.
+        trees: the same row in blocks that are trees, where their square is less; None elsewhere.
     """
 
     block_index: torch.Tensor
     row_index: torch.Tensor
     repeats: tuple[tuple[int, int, int], ...] = ()
-    visible: torch.Tensor | None = None
+    block_ends: torch.Tensor | None = None
     trees: "SharedRow | None" = None
+
+    @cached_property
+    def visible(self) -> torch.Tensor | None:
+        """[B, 1, W, W] bool, True where the first token of a tree attends to the second: to itself and what it follows
+        from. None: blocks are sequences."""
+        if self.block_ends is None:
+            return None
+        place = torch.arange(self.block_ends.shape[1], device=self.block_ends.device)
+        return (place <= place[:, None]) & (place[:, None] < self.block_ends[:, None, None])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
         """The same on ``device``."""
@@ -107,7 +118,7 @@ class SharedRow:
             return None if one is None else one.to(device, non_blocking=non_blocking)
 
         return SharedRow(
-            moved(self.block_index), moved(self.row_index), self.repeats, moved(self.visible), moved(self.trees)
+            moved(self.block_index), moved(self.row_index), self.repeats, moved(self.block_ends), moved(self.trees)
         )
 
 
@@ -123,47 +134,40 @@ def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], Share
     row_index: list[np.ndarray] = []
     repeats: list[tuple[int, int, int]] = []
     starts: list[int] = []
+    ends = np.zeros(sum(map(len, sequences)), dtype=np.int64)
     used, before = 0, padded[:0, 0]
-    order, shared_tokens = lexicographic(sequences)
-    for number, shared in zip(order, shared_tokens):
+    for number, shared in zip(*lexicographic(sequences)):
         if not shared and len(sequences[number]):
             starts.append(used)
+        ends[before[shared:]] = used
         own = np.arange(shared, len(sequences[number]))
         repeats += _stretches(before[:shared], number * width)
         places[number] = before = np.concatenate([before[:shared], used - shared + own])
         padded[number, : len(before)] = before
         row_index.append(number * width + own)
         used += len(own)
+    ends[before] = used
     sizes = np.diff([*starts, used])
     is_less = len(sizes) * sizes.max(initial=0) ** 2 < len(sequences) * width**2
-    trees = _in_trees(starts, sizes, [places[number] for number in order], shared_tokens) if is_less else None
-    row = SharedRow(torch.from_numpy(padded), torch.from_numpy(np.concatenate(row_index)), tuple(repeats), None, trees)
-    return places, row
+    trees = _in_trees(np.array(starts), sizes, ends[:used]) if is_less else None
+    row_places = torch.from_numpy(np.concatenate(row_index))
+    return places, SharedRow(torch.from_numpy(padded), row_places, tuple(repeats), trees=trees)
 
 
-def _in_trees(starts: list[int], sizes: np.ndarray, places: list[np.ndarray], shared_tokens: list[int]) -> SharedRow:
+def _in_trees(starts: np.ndarray, sizes: np.ndarray, ends: np.ndarray) -> SharedRow:
     """The row with its trees as blocks.
 
     Args:
-        starts: of every tree, its first place in the row.
-        sizes: of every tree, its tokens.
-        places: of every sequence, in the order of a dictionary, the places of its tokens in the row.
-        shared_tokens: of every sequence, how many of them are those of the one before it.
+        starts, sizes: [number of trees] first place in the row, and tokens.
+        ends: [L] of every token, the place in the row where what follows from it ends.
     """
-    width = int(sizes.max())
-    own = np.arange(width) < sizes[:, None]
+    place = np.arange(sizes.max())
+    own = place < sizes[:, None]
+    index = np.where(own, starts[:, None] + place, 0)
     # Padding attends to itself, as a softmax over nothing is not a number.
-    visible = np.tile(np.eye(width, dtype=np.bool_), (len(sizes), 1, 1))
-    causal = np.tri(max(map(len, places)), dtype=np.bool_)
-    tree = -1
-    for held, shared in zip(places, shared_tokens):
-        tree += not shared and len(held) > 0
-        local = held - starts[tree]
-        visible[tree][np.ix_(local[shared:], local)] = causal[shared : len(held), : len(held)]
-    index = np.where(own, np.array(starts)[:, None] + np.arange(width), 0)
-    return SharedRow(
-        torch.from_numpy(index), torch.from_numpy(np.flatnonzero(own.ravel())), visible=torch.from_numpy(visible)
-    )
+    block_ends = np.where(own, ends[index] - starts[:, None], place + 1)
+    row_index = torch.from_numpy(np.flatnonzero(own.ravel()))
+    return SharedRow(torch.from_numpy(index), row_index, block_ends=torch.from_numpy(block_ends))
 
 
 def _stretches(places: np.ndarray, copy: int) -> Iterator[tuple[int, int, int]]:

@@ -28,6 +28,7 @@ from pipa_openrlhf.model.loading import (
     load_tokenizer,
     only_from_disk,
     root_model,
+    rounded_otherwise,
 )
 from pipa_openrlhf.model.output_head import only_accepted
 from pipa_openrlhf.model.policy import PolicyActor
@@ -137,31 +138,9 @@ def rounding_noise(model: nn.Module, samples: list[Sample], expected: list[torch
     """The difference that appears when every layer's output is changed by up to one rounding of its data type."""
     noise = 0.0
     for seed in range(_ROUNDS):
-        with _rounded_otherwise(model, seed):
+        with rounded_otherwise(model, seed):
             noise = max(noise, difference(own_log_probs(model, samples), expected))
     return noise
-
-
-@contextmanager
-def _rounded_otherwise(model: nn.Module, seed: int) -> Iterator[None]:
-    generator = torch.Generator(device()).manual_seed(seed)
-
-    def change(value):
-        if isinstance(value, tuple):
-            return tuple(map(change, value))
-        if not torch.is_tensor(value) or not value.is_floating_point():
-            return value
-        wide = value.to(torch.promote_types(value.dtype, torch.float32))
-        relative = torch.rand(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator) * 2 - 1
-        return (wide * (1 + torch.finfo(value.dtype).eps * relative)).to(value.dtype)
-
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    hooks = [leaf.register_forward_hook(lambda _module, _inputs, output: change(output)) for leaf in leaves]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def largest_of_ranks(strategy: Strategy, value: float) -> float:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -316,7 +316,7 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     change = _share_of_spread(after - before, before)
     if change <= _MERGE_CHANGE:
         return merged
-    with _rounded_otherwise(merged):
+    with rounded_otherwise(merged, seed=0):
         rounded = _probe(merged)
     allowed = torch.tensor(_COARSE_MERGE_CHANGE)
     if rounded is not None and all(one.is_floating_point() for one in merged.parameters()):
@@ -337,28 +337,22 @@ def _share_of_spread(change: torch.Tensor, log_probs: torch.Tensor) -> torch.Ten
 
 
 @contextmanager
-def _rounded_otherwise(lm: PreTrainedModel) -> Iterator[None]:
-    """Within, the model's weights differ by up to one rounding of their data type."""
+def rounded_otherwise(model: nn.Module, seed: int) -> Iterator[None]:
+    """Within, every layer's output is changed by up to one rounding of its data type."""
+    generator_on = cache(lambda device: torch.Generator(device).manual_seed(seed))
 
-    def again(seed: int, module: nn.Module, inputs: tuple, options: dict, _output: Any) -> Any:
-        own = {one: one.data for one in module.parameters() if one.is_floating_point()}
-        for parameter, weight in own.items():
-            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            generator = torch.Generator(wide.device).manual_seed(seed)
-            relative = torch.empty_like(wide).uniform_(-1, 1, generator=generator)
-            parameter.data = (wide * (1 + torch.finfo(weight.dtype).eps * relative)).to(weight.dtype)
-        try:
-            return module.forward(*inputs, **options)
-        finally:
-            for parameter, weight in own.items():
-                parameter.data = weight
+    def change(value):
+        if isinstance(value, tuple):
+            return tuple(map(change, value))
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            return value
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        generator = generator_on(wide.device)
+        relative = torch.rand(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator) * 2 - 1
+        return (wide * (1 + torch.finfo(value.dtype).eps * relative)).to(value.dtype)
 
-    leaves = [one for one in lm.modules() if next(one.children(), None) is None]
-    hooks = [
-        leaf.register_forward_hook(partial(again, seed), with_kwargs=True)
-        for seed, leaf in enumerate(leaves)
-        if next(leaf.parameters(), None) is not None
-    ]
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
+    hooks = [leaf.register_forward_hook(lambda _module, _inputs, output: change(output)) for leaf in leaves]
     try:
         yield
     finally:

@@ -82,8 +82,7 @@ def attend(
     options["position_ids"] = None
     if takes_mask and _is_short(query, shape[1], options):
         inner = _attend_short
-    visible = None if shared_row.visible is None else shared_row.visible[:, None]
-    output, _ = inner(module, apart(query), apart(key), apart(value), visible, **options)
+    output, _ = inner(module, apart(query), apart(key), apart(value), shared_row.visible, **options)
     together = _Together.apply(output.flatten(2).flatten(0, 1), shared_row)
     return together.view(1, -1, *output.shape[2:]), None
 

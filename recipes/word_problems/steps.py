@@ -49,8 +49,8 @@ def label_words(words: list[str], gold_steps: list[str], answer_is_right: bool) 
     """One label a word: what stands before a mistake is right, the mistake is wrong, what follows has no label.
 
     All words of a right answer are right. In a wrong one the mistake is the first word that is not the worked
-    answer's; sums and products may be told either way round. An answer that only stops early, or goes on where it
-    should end, is wrong at its last word.
+    answer's; sums and products may be told either way round. An answer that only stops early is wrong at its last
+    word, one that goes on where it should end at the first word too many.
     """
     if answer_is_right:
         return [True] * len(words)

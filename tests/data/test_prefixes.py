@@ -78,7 +78,7 @@ def test_in_a_tree_a_token_sees_itself_and_what_stands_before_it(sequences):
     assert (row.trees is not None) == (len(set(roots)) * widest**2 < len(sequences) * max(map(len, sequences)) ** 2)
     if row.trees is None:
         return
-    trees, visible = row.trees, row.trees.visible
+    trees, visible = row.trees, row.trees.visible[:, 0]
     assert trees.repeats == () and trees.block_index.shape == (len(set(roots)), widest) == visible.shape[:2]
     assert trees.block_index.flatten()[trees.row_index].tolist() == list(range(size))
     assert visible.any(-1).all(), "a softmax over nothing is not a number"

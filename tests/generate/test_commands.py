@@ -91,6 +91,29 @@ def test_sampled_answers_get_step_labels_and_training_reads_them(sample_flags, m
     assert texts == {f"{question}\n{LEARNED}<end>" for question in ("right?", "wrong?")}
 
 
+def test_words_of_sampled_answers_get_labels_and_training_reads_them(sample_flags, model_folder, tmp_path):
+    assert call(sample, sample_flags) == 0
+    path = str(tmp_path / "words.jsonl")
+    words = ["--answers", sample_flags["--sample.output"], "--problems", sample_flags["--problems.file"]]
+    assert run(label_steps.main, label_steps.LabelConfig, [*words, "--by", "word", "--output", path]) == 0
+    right, wrong = ([row for row in read(path) if row["problem_id"] == name] for name in ("right", "wrong"))
+    assert all(row["labels"] == [1] * 12 and row["answer_label"] is True for row in right)
+    first_wrong = wrong[0]["labels"].index(-1)
+    expected = [1] * first_wrong + [-1] + [0] * (11 - first_wrong)
+    assert first_wrong > 5 and all(row["labels"] == expected and row["answer_label"] is False for row in wrong)
+
+    config = parse(
+        "train_pipa",
+        ["--data.input_template", "{}\n", "--data.annotation", "step", "--data.step_separator", ""],
+    )
+    loaded = load_samples(config, load_tokenizer(model_folder), dataset=path)
+    assert not loaded.dropped and len(loaded.samples) == 6
+    masks = {one.answer_label: "".join(map(str, one.mask.tolist())) for one in loaded.samples}
+    assert "0" not in masks[1] and masks[0].strip("0") == "1" * masks[0].count("1"), "nothing after the mistake"
+    labels = {one.answer_label: one.labels[one.mask == 1].tolist() for one in loaded.samples}
+    assert 0 not in labels[1] and labels[0][0] == 1 and labels[0][-1] == 0
+
+
 def test_an_answer_stopped_for_length_is_wrong(sample_flags):
     short = len("1 + 1 = 2\n2 * 2 = 4\n#### 4")  # all of it, but for the end token
     assert call(sample, sample_flags | {"--sample.max_new_tokens": str(short)}) == 0

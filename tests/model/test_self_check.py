@@ -98,7 +98,7 @@ def test_trees_with_a_wrong_mask_are_seen(monkeypatch):
 
     def with_all_visible(*args):
         row = in_trees(*args)
-        return replace(row, visible=torch.ones_like(row.visible))
+        return replace(row, block_ends=torch.full_like(row.block_ends, row.block_ends.shape[1]))
 
     monkeypatch.setattr(prefixes, "_in_trees", with_all_visible)
     actor, lines = choose(make("llama"))

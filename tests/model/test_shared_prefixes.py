@@ -245,8 +245,9 @@ def test_short_attention_in_bf16_is_that_of_the_kernel_but_for_rounding(monkeypa
     for one, other in zip(*trees_and_sequences(sdpa_attention_forward, **inputs)):
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
     assert len(calls) == 1, "trees are short, and sequences of a kernel without masks are the kernel's"
-    trees_and_sequences(sdpa_attention_forward, **inputs, dropout=1e-9)
-    assert len(calls) == 1, "dropout is the kernel's"
+    for more in ({"dropout": 1e-9}, {"position_bias": torch.zeros(())}, {"is_causal": False}):
+        trees_and_sequences(lambda _, query, *rest, **options: (query.transpose(1, 2), None), **inputs, **more)
+        assert len(calls) == 1, f"{more} is the kernel's"
 
 
 def test_short_attention_is_causal_without_a_mask():

@@ -101,6 +101,14 @@ def test_make_problems_writes_splits_and_sft_rows(tmp_path):
         assert extract_answer(row["completion"]) == problem["answer"]
 
 
+def test_make_problems_gives_the_training_split_a_share_of_its_own(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--train", "40", "--test", "40", "--sample", "0", "--validation", "0"]
+    assert run(main, ProblemsConfig, [*flags, "--train_turned", "0", "--turned", "1"]) == 0
+    for split, share in {"train": 0, "test": 1}.items():
+        questions = [problem["question"] for problem in read_jsonl(tmp_path / f"{split}.jsonl")]
+        assert all(any(pattern.search(one) for pattern in TURNED) == share for one in questions)
+
+
 def test_make_problems_refuses_what_it_cannot_do(tmp_path, capsys):
     assert run(main, ProblemsConfig, ["--train", "3"]) == 1
     assert "--output_dir" in capsys.readouterr().err
