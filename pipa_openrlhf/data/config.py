@@ -17,6 +17,13 @@ class TemplateConfig:
     apply_chat_template: bool = by_content(False, "use the tokenizer's chat template")
     tokenizer_chat_template: str | None = by_content(None, "chat template instead: a file or its text", is_path=True)
 
+    special_tokens: str = by_content(
+        "text",
+        "what text of the data is that spells a special token: text; prompt: that token in prompts without a chat "
+        "template, text elsewhere; refuse: the row is bad",
+        choices=("text", "prompt", "refuse"),
+    )
+
     def check(self) -> None:
         """Raises UserError."""
         if self.tokenizer_chat_template and not self.apply_chat_template:

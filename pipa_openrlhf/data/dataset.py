@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import SeedConfig
 from pipa_openrlhf.data.config import DataConfig, parse_probabilities
+from pipa_openrlhf.data.input_template import fill_template
 from pipa_openrlhf.data.layouts import check_prompts
 from pipa_openrlhf.data.prepare import Request, prepare
 from pipa_openrlhf.data.record import BadRow
-from pipa_openrlhf.data.render import fill_template, use_chat_template
+from pipa_openrlhf.data.render import use_chat_template
 from pipa_openrlhf.data.samples import Samples
 from pipa_openrlhf.data.sources import open_sources
 from pipa_openrlhf.errors import UserError

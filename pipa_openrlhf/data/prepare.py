@@ -32,6 +32,7 @@ from pipa_openrlhf.data.layouts import SAMPLE_SIZE, Reading, choose_reading
 from pipa_openrlhf.data.record import BadRow, Dropped, Record, check_bad_rows, report_bad_rows
 from pipa_openrlhf.data.samples import Columns, Gathered, pack
 from pipa_openrlhf.data.sources import Source, as_row, rows_in_order
+from pipa_openrlhf.data.special_text import spelled_in
 from pipa_openrlhf.data.tokenise import is_plain, tokenise
 from pipa_openrlhf.data.workers import CannotStart, Workers
 from pipa_openrlhf.errors import UserError
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 # Rows up to which reading them again takes less than looking for them, and than starting processes.
 FEW_ROWS, ROWS_OF_ONE_PROCESS = 2_000, 20_000
 _CHUNK = 512
+_TAKEN_AS = {"text": "read as text", "prompt": "that token in text prompts, and text elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Counts:
     Attributes:
         ties: rows without an answer to learn from, such as a comparison that ends in a tie.
         without_prompt: records whose prompt is empty.
+        with_special: records with text that spells a special token.
     """
 
     rows: int = 0
     records: int = 0
     ties: int = 0
     without_prompt: int = 0
+    with_special: int = 0
 
     def add(self, other: "Counts") -> None:
         """Count the other's too."""
@@ -125,12 +129,14 @@ class Reader:
             counts.ties += not found
         counts.records = len(records)
         counts.without_prompt = sum(not record.prompt for record in records)
+        counts.with_special = sum(spelled_in(record, self.tokenizer) is not None for record in records)
         samples, dropped = tokenise(
             records,
             self.tokenizer,
             max_len=self.flags.max_len,
             annotation=self.flags.annotation,
             step_separator=self.flags.step_separator,
+            special_tokens=self.flags.special_tokens,
         )
         return SampleChunk(counts, pack(samples), dropped, Counter(one.label_source for one in records), bad)
 
@@ -138,6 +144,8 @@ class Reader:
         records = self.readings[source].records(as_row(where, row), where, index)
         if self.flags.annotation == "step":
             _check_step_labels(records)
+        if self.flags.special_tokens == "refuse":
+            _check_special_text(records, self.tokenizer)
         return records
 
 
@@ -212,6 +220,11 @@ def _prepared(request: Request, reader: Reader, columns: Columns, about: dict) -
     counts, bad = Counts(**about["counts"]), [(where, problem) for where, problem in about["bad"]]
     check_bad_rows(bad, counts.rows, request.name, request.flags)
     report_bad_rows(bad, counts.rows, request.name)
+    if counts.with_special:
+        log.info(
+            f"{request.name}: {counts.with_special} answers or their prompts spell a special token, which is "
+            f"{_TAKEN_AS[request.flags.special_tokens]} (--data.special_tokens {request.flags.special_tokens})"
+        )
     formats = [reading.layout for reading in reader.readings]
     return Prepared(columns, formats, counts, dropped, Counter(about["label_sources"]), bad)
 
@@ -369,3 +382,11 @@ def _check_step_labels(records: list[Record]) -> None:
                 f"{record.where}: --data.annotation step, but this answer has no step labels; "
                 "add them (labels, or rejected_labels in pairs) or use --data.annotation answer"
             )
+
+
+def _check_special_text(records: list[Record], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError: names the first record that spells a special token."""
+    for record in records:
+        if found := spelled_in(record, tokenizer):
+            problem = f"its text holds {found!r}, a special token, and --data.special_tokens is refuse"
+            raise UserError(f"{record.where}: {problem}; change the text, or give --data.special_tokens text")

@@ -43,6 +43,8 @@ class Record:
         where: file and line, for messages.
         complete: False: the answer goes on, so that no eos belongs after it.
         weight: multiplies the record's loss.
+        own_spans: ``(start, end)`` in characters of a text prompt that the user's own template wrote: there, and
+            nowhere else, special tokens are what they spell.
         pair_id: the two sides of a pair share it; None for a single answer.
         side: of a pair: 1 chosen, 0 rejected.
         masked_spans: ``(step, start, end)`` in characters of that step, text the model did not write.
@@ -63,11 +65,16 @@ class Record:
     side: int | None = None
     masked_spans: tuple[tuple[int, int, int], ...] = ()
     messages: list[dict] | None = None
+    own_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def label(self) -> int | None:
         """1 or 0 of what was written: of the whole answer, or else of the side of a comparison that it is."""
         return self.side if self.answer_label is None else self.answer_label
+
+
+class Unusable(Exception):
+    """This tokenizer or its chat template cannot express the record; the message is the reason to count."""
 
 
 class Dropped:

@@ -14,7 +14,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pipa_openrlhf.data.record import Record
+from pipa_openrlhf.data.record import Record, Unusable
+from pipa_openrlhf.data.special_text import special_text
 from pipa_openrlhf.errors import UserError, first_line
 
 _TEMPLATE_FLAG = "--data.tokenizer_chat_template"
@@ -22,10 +23,6 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "What is 6 times 7?"
 
 _Spans = list[tuple[int, int]]
-
-
-class Unusable(Exception):
-    """This tokenizer or its chat template cannot express the record; the message is the reason to count."""
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> None:
@@ -55,18 +52,27 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, given: str | None) -> 
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **options) -> str:
-    """The text of messages.
+    """The text of messages, shielded where they are.
 
     Args:
         options: ``add_generation_prompt`` or ``continue_final_message``.
 
     Raises:
-        Unusable: the template refuses the messages.
+        Unusable: the template refuses the messages, or does not write what they say of special tokens as text.
     """
-    try:
-        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # a template is a program: it may raise anything about messages it does not know
-        raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
+
+    def write(given: list[dict]) -> str:
+        try:
+            return cast(str, tokenizer.apply_chat_template(given, tokenize=False, **options))
+        except Exception as error:  # a template is a program: it may raise anything about messages it does not know
+            raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
+
+    text = write(messages)
+    special = special_text(tokenizer)
+    plain = special.unshield_all(messages)
+    if plain != messages and special.unshield(text) != write(plain):
+        raise Unusable(OBEYS)
+    return text
 
 
 def _apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[str, _Spans | None]:
@@ -85,6 +91,8 @@ def _apply_with_marks(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) 
         )
     except Exception as error:
         raise Unusable(f"the chat template refuses the messages: {first_line(error)}") from error
+    if special_text(tokenizer).unshield_all(messages) != messages:
+        apply_template(tokenizer, messages)  # checks what the template does with them
     texts, marks = cast(tuple[list[str], list[_Spans]], rendered)  # transformers declares a string
     return texts[0], marks[0]
 
@@ -137,25 +145,33 @@ class Rendered:
     pieces: list[Piece]
 
 
-def render(record: Record, tokenizer: PreTrainedTokenizerBase, step_separator: str) -> Rendered:
-    """The record's text, through the chat template where the prompt is messages.
+def render(
+    record: Record, tokenizer: PreTrainedTokenizerBase, step_separator: str, special_tokens: str = "text"
+) -> Rendered:
+    """The record's text, through the chat template where the prompt is messages; shielded, see ``special_text.py``.
+
+    Args:
+        special_tokens: ``--data.special_tokens``.
 
     Raises:
         Unusable: the chat template changes the prompt or the answer, or does not show what the model wrote.
     """
-    eos = tokenizer.eos_token
+    eos, special = tokenizer.eos_token, special_text(tokenizer)
     if record.messages is None:
         # An answer that ends with the eos string has it as its eos, so it must not be written twice.
         steps = [*record.steps[:-1], record.steps[-1].removesuffix(eos)]
         messages = [{"role": "assistant", "content": step_separator.join(steps)}]
     else:
         steps, messages = record.steps, [_without_eos(message, eos) for message in record.messages]
+    messages = special.shield_all(messages)
     starts = list(accumulate((len(step) + len(step_separator) for step in steps[:-1]), initial=0))
     if isinstance(record.prompt, str):
-        return Rendered(record.prompt, _pieces(messages[0]["content"], starts, _tool_output(record, starts)))
+        is_own = special_tokens == "prompt"
+        prompt = record.prompt if is_own else special.shield_outside(record.prompt, record.own_spans)
+        return Rendered(prompt, _pieces(messages[0]["content"], starts, _tool_output(record, starts)))
 
     exact = len(steps) > 1 or bool(record.masked_spans) or not record.complete
-    turns = render_turns(tokenizer, record.prompt, messages, exact, record.complete)
+    turns = render_turns(tokenizer, special.shield_all(record.prompt), messages, exact, record.complete)
     answer = turns.text[turns.prompt_len :]
     written = [(start - turns.prompt_len, end - turns.prompt_len) for start, end in turns.spans]
     starts = [turns.content_start - turns.prompt_len + start for start in starts]
@@ -193,6 +209,7 @@ def _pieces(answer: str, starts: list[int], masked: _Spans) -> list[Piece]:
     ]
 
 
+OBEYS = "the chat template does something else where a message holds the text of a special token"
 REWRITES_PROMPT = "the chat template rewrites the prompt"
 REWRITES_STEPS = "the chat template rewrites the steps"
 LEAVES_OUT = "the chat template leaves out part of the answer"
@@ -346,38 +363,3 @@ def _find_message(message: dict, text: str, spans: _Spans, position: int, exact:
             if found >= 0:
                 return found, found + len(wanted)
     raise Unusable(REWRITES_STEPS if exact else LEAVES_OUT)
-
-
-def fill_template(prompt: str, input_template: str | None) -> str:
-    """The prompt in ``--data.input_template``; a template without ``{}`` is not used.
-
-    Raises:
-        UserError: it is no format string with one ``{}``.
-    """
-    if input_template is None or "{}" not in input_template:
-        return prompt
-    try:
-        return input_template.format(prompt)
-    except (IndexError, KeyError, ValueError) as error:
-        raise UserError(
-            f"--data.input_template: {type(error).__name__} {error}; use one {{}} and double every other brace"
-        ) from error
-
-
-def prompt_text(
-    question: str,
-    tokenizer: PreTrainedTokenizerBase,
-    input_template: str | None = None,
-    apply_chat_template: bool = False,
-) -> str:
-    """The question in the chat template, or else in ``input_template``, or else as it is.
-
-    Raises:
-        UserError: the chat template refuses the question, or the input template cannot be filled.
-    """
-    if apply_chat_template:
-        try:
-            return apply_template(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
-        except Unusable as reason:
-            raise UserError(f"{reason}; give --data.tokenizer_chat_template, or change the question") from reason
-    return fill_template(question, input_template)

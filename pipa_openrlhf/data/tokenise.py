@@ -10,9 +10,10 @@ import numpy as np
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from pipa_openrlhf.data.record import Dropped, Record
-from pipa_openrlhf.data.render import Piece, Rendered, Unusable, render
+from pipa_openrlhf.data.record import Dropped, Record, Unusable
+from pipa_openrlhf.data.render import Piece, Rendered, render
 from pipa_openrlhf.data.samples import Sample
+from pipa_openrlhf.data.special_text import NOT_AS_TEXT, is_shielded, special_text
 from pipa_openrlhf.errors import UserError
 
 _CHUNK = 1024  # records a call of the tokenizer: it works in parallel on the texts of one call
@@ -45,6 +46,7 @@ def tokenise(
     max_len: int,
     annotation: str = "answer",
     step_separator: str = "\n",
+    special_tokens: str = "text",
 ) -> tuple[list[Sample], Dropped]:
     """Samples in the order of their records, of which some hundreds are in memory at once, and what was dropped.
 
@@ -57,7 +59,7 @@ def tokenise(
     dropped = Dropped()
     left = iter(records)
     while chunk := list(islice(left, _CHUNK)):
-        usable = list(_render_all(chunk, tokenizer, step_separator, dropped))
+        usable = list(_render_all(chunk, tokenizer, dropped, step_separator, special_tokens))
         tokens = _tokenise_all([rendered for _, rendered in usable], tokenizer)
         for (record, _), outcome in zip(usable, tokens, strict=True):
             sample = outcome if isinstance(outcome, str) else _sample(record, outcome, tokenizer, annotation)
@@ -70,10 +72,10 @@ def tokenise(
     return samples, dropped
 
 
-def _render_all(records, tokenizer, step_separator, dropped: Dropped) -> Iterator[tuple[Record, Rendered]]:
+def _render_all(records, tokenizer, dropped: Dropped, *options: str) -> Iterator[tuple[Record, Rendered]]:
     for record in records:
         try:
-            yield record, render(record, tokenizer, step_separator)
+            yield record, render(record, tokenizer, *options)
         except Unusable as reason:
             dropped.add(str(reason), record.where)
 
@@ -82,21 +84,25 @@ def _tokenise_all(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     """Tokens of each text, or the reason why it has none."""
     if not rendered:
         return []
-    by_piece = _tokenise_by_piece(rendered, tokenizer)
+    outcomes = _tokenise_by_piece(rendered, tokenizer)
     # Tokenizers that add a space in front of every text, or lose spaces, do not survive being called piece by piece.
-    is_kept = surely_keeps(tokenizer)
-    texts = {index: text for index, text in enumerate(map(_whole_text, rendered)) if not is_kept(text)}
-    outcomes: list[_Tokens | str] = list(by_piece)
-    if not texts:
+    is_kept, unshield = surely_keeps(tokenizer), special_text(tokenizer).unshield
+    texts = {index: unshield(_whole_text(item)) for index, item in enumerate(rendered)}
+    unsure = {
+        index: tokens
+        for index, tokens in enumerate(outcomes)
+        if not isinstance(tokens, str) and not is_kept(texts[index])
+    }
+    if not unsure:
         return outcomes
     decoded = tokenizer.batch_decode(
-        [by_piece[index].ids for index in texts], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        [tokens.ids for tokens in unsure.values()], skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    changed = [index for (index, text), other in zip(texts.items(), decoded, strict=True) if text != other]
+    changed = [index for index, other in zip(unsure, decoded, strict=True) if texts[index] != other]
     if changed:
         whole = _tokenise_whole([rendered[index] for index in changed], tokenizer)
         for index, outcome in zip(changed, whole, strict=True):
-            outcomes[index] = outcome if isinstance(outcome, str) else _same_prompt(outcome, by_piece[index])
+            outcomes[index] = outcome if isinstance(outcome, str) else _same_prompt(outcome, unsure[index])
     return outcomes
 
 
@@ -109,18 +115,19 @@ def _prompt_ids(tokens: _Tokens) -> list[int]:
     return tokens.ids[: tokens.steps.count(_PROMPT)]
 
 
-def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens]:
+def _tokenise_by_piece(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     """Each piece on its own, so that the prompt has the very tokens that generation starts from."""
     texts = (text for item in rendered for text in (item.prompt, *(piece.text for piece in item.pieces)) if text)
     unique = list(dict.fromkeys(texts))
-    ids_of: dict[str, list[int]] = {"": []}
-    if unique:
-        ids_of.update(zip(unique, _token_ids(tokenizer, unique), strict=True))
+    ids_of: dict[str, list[int] | None] = {"": []}
+    ids_of.update(zip(unique, encode(unique, tokenizer), strict=True))
 
-    def join(item: Rendered) -> _Tokens:
+    def join(item: Rendered) -> _Tokens | str:
         ids, steps, masked = [], [], []
         for piece in _all_pieces(item):
             piece_ids = ids_of[piece.text]
+            if piece_ids is None:
+                return NOT_AS_TEXT
             ids += piece_ids
             steps += [piece.step] * len(piece_ids)
             masked += [piece.masked] * len(piece_ids)
@@ -133,11 +140,24 @@ def _tokenise_whole(rendered: list[Rendered], tokenizer) -> list[_Tokens | str]:
     """The whole text in one call; a token that reaches over a boundary makes the record unusable."""
     if not tokenizer.is_fast:
         return [NO_OFFSETS] * len(rendered)
-    encoded = _encode(tokenizer, [_whole_text(item) for item in rendered], return_offsets_mapping=True)
-    return [
-        _place(item, ids, offsets)
-        for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    special = special_text(tokenizer)
+    texts = [_whole_text(item) for item in rendered]
+    outcomes: list[_Tokens | str] = [NOT_AS_TEXT] * len(texts)
+    for as_text in (False, True):
+        # One call takes either all special tokens as text, or none.
+        chosen = [
+            index
+            for index, text in enumerate(texts)
+            if is_shielded(text) == as_text and not (as_text and special.find(text))
+        ]
+        if not chosen:
+            continue
+        plain = [special.unshield(texts[index]) for index in chosen]
+        encoded = _encode(tokenizer, plain, as_text, return_offsets_mapping=True)
+        for index, ids, offsets in zip(chosen, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if not as_text or special.has_none(ids):
+                outcomes[index] = _place(rendered[index], ids, offsets)
+    return outcomes
 
 
 def _place(item: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> _Tokens | str:
@@ -159,18 +179,48 @@ def _whole_text(item: Rendered) -> str:
     return "".join(piece.text for piece in _all_pieces(item))
 
 
-def _token_ids(tokenizer, texts: list[str]) -> list[list[int]]:
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int] | None]:
+    """Token ids of texts, which may be shielded; the same in training and generation.
+
+    Returns:
+        None for a text that spells a special token, where the tokenizer cannot take that as text.
+    """
+    special = special_text(tokenizer)
+    parts = [special.split(text) if is_shielded(text) else [] for text in texts]
+    # By whether special tokens in it are text.
+    wanted: dict[bool, dict[str, list[int]]] = {
+        False: {text: [] for text, cut in zip(texts, parts) if not cut},
+        True: {},
+    }
+    for part, is_special in (one for cut in parts for one in cut):
+        wanted[not is_special][part] = []
+    for as_text, ids_of in wanted.items():
+        if ids_of:
+            ids_of.update(zip(ids_of, _token_ids(tokenizer, list(ids_of), as_text), strict=True))
+
+    def join(cut: list[tuple[str, bool]]) -> list[int] | None:
+        if not all(is_special or special.has_none(wanted[True][part]) for part, is_special in cut):
+            return None
+        return [token for part, is_special in cut for token in wanted[not is_special][part]]
+
+    return [join(cut) if cut else wanted[False][text] for text, cut in zip(texts, parts)]
+
+
+def _token_ids(tokenizer, texts: list[str], as_text: bool) -> list[list[int]]:
     if not is_plain(tokenizer):
-        return _encode(tokenizer, texts)["input_ids"]
+        return _encode(tokenizer, texts, as_text)["input_ids"]
     # The same call without the offsets and masks that nobody reads: they take as long as the tokens.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
+    backend.encode_special_tokens = as_text or tokenizer.split_special_tokens
     return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _encode(tokenizer, texts: Iterable[str], **options):
+def _encode(tokenizer, texts: list[str], as_text: bool, **options):
+    """Args: as_text: special tokens that the texts spell are text."""
+    if as_text:
+        options["split_special_tokens"] = True
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 

@@ -9,7 +9,8 @@ from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.config import GenerateConfig, PromptConfig
 from pipa_openrlhf.generate.problems import Problem
-from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, read_examples, sample_batches, write_prompts
+from pipa_openrlhf.generate.prompts import read_examples, write_prompts
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, sample_batches
 
 PROBLEMS = [Problem("1", "2 + 2?", "4", None)]
 EXAMPLES = [
@@ -30,7 +31,7 @@ def examples(tmp_path):
 def written(data=None, tokenizer=None, **prompt):
     config = GenerateConfig(data=TemplateConfig(**(data or {})), prompt=PromptConfig(**prompt))
     config.prompt.check(config.data)
-    (text,), stop = write_prompts(PROBLEMS, tokenizer, config)
+    (text,), stop = write_prompts(PROBLEMS, tokenizer or make_tokenizer(), config)
     return text, stop
 
 

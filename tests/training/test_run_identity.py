@@ -115,6 +115,7 @@ OTHER: dict[str, tuple[object, dict]] = {
     "data.input_template": ("Q: {}", {}),
     "data.apply_chat_template": (True, {}),
     "data.tokenizer_chat_template": ("{template}", {"data.apply_chat_template": True}),
+    "data.special_tokens": ("prompt", {**UNPAIRED, "data.dataset": "{rendered}"}),
     "data.keep": ("all", UNPAIRED),
     "data.input_key": ("question", KTO_COLUMNS),
     "data.output_key": ("better", KTO_COLUMNS),
@@ -217,6 +218,8 @@ def files(tiny_models, tmp_path_factory):
     paths["signed"] = write_jsonl(root / "signed.jsonl", [{**row, "labels": [0, -1]} for row in rows])
     plain = [{name: row[name] for name in ("prompt", "completion", "label")} for row in rows]
     paths["plain"] = write_jsonl(root / "plain.jsonl", plain)
+    rendered = [{**row, "prompt": f"{row['prompt']}<|im_end|>"} for row in rows]
+    paths["rendered"] = write_jsonl(root / "rendered.jsonl", rendered)
     steps = {"steps": ["a", "b", "c"], "final_answer_correct": False}
     first_error = [{"problem": row["prompt"], **steps, "label": n % 2} for n, row in enumerate(rows)]
     paths["first_error"] = write_jsonl(root / "first_error.jsonl", first_error)

@@ -2,10 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 
 from pipa_openrlhf.data.config import DataConfig
 from pipa_openrlhf.data.layouts import fields
-from pipa_openrlhf.data.layouts.conversation import Answer, Conversation, join, make_record
+from pipa_openrlhf.data.layouts.conversation import Answer, join, make_record
 from pipa_openrlhf.data.record import FROM_Q_VALUES, Record
 
 COLUMNS = ("instruction", "output")
@@ -42,7 +43,7 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
 
     prompt, question = _alphamath_prompt(row, where)
     conversation = join(prompt, Answer("output", steps), flags, where)
-    conversation = Conversation(conversation.prompt, conversation.answer, identity=question)
+    conversation = replace(conversation, identity=question)
     spans = tuple(
         (number, *match.span())
         for number, step in enumerate(steps)

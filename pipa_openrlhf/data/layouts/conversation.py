@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 
 from pipa_openrlhf.data.config import DataConfig
+from pipa_openrlhf.data.input_template import fill_template, template_spans
 from pipa_openrlhf.data.layouts import fields
 from pipa_openrlhf.data.layouts.calls import chat_messages
 from pipa_openrlhf.data.layouts.prompts import ADD_THE_FLAG, read_prompt
 from pipa_openrlhf.data.record import Record
-from pipa_openrlhf.data.render import fill_template
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Conversation:
     prompt: str | list[dict]
     answer: Answer
     identity: str
+    own_spans: tuple[tuple[int, int], ...] = ()
 
 
 def read_answer(row: dict, name: str, where: str) -> Answer:
@@ -76,7 +77,8 @@ def join(
     if answer.messages is not None:
         fields.refuse(where, f"{answer.name!r} holds messages", ADD_THE_FLAG)
     if isinstance(prompt, str):
-        return Conversation(fill_template(prompt, flags.input_template) + prefix, answer, identity=prompt or where)
+        filled = fill_template(prompt, flags.input_template) + prefix
+        return Conversation(filled, answer, prompt or where, template_spans(prompt, flags.input_template))
     return Conversation(prefix, answer, identity=where)
 
 
@@ -134,6 +136,7 @@ def make_record(row: dict, where: str, conversation: Conversation, **labels) -> 
         problem_id=_problem_id(row, conversation.identity, where),
         where=where,
         messages=conversation.answer.messages,
+        own_spans=conversation.own_spans,
         weight=fields.weight(row, where),
         **labels,
     )
