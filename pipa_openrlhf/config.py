@@ -112,6 +112,11 @@ class TrainConfig(SeedConfig):
     batch_size: int = setting(128, "sequences of the global batch", least=1)
     # More epochs go on, fewer are refused: see `training/identity.py`.
     max_epochs: int = free(1, "passes over the data", least=1)
+    max_bad_steps: int = free(
+        10,
+        "most steps left out because their loss or gradient is NaN or infinite; one more ends the run",
+        least=0,
+    )
     full_determinism_enable: bool = free(False, "deterministic kernels")
     group_by_length: bool | None = setting(
         None,

@@ -159,11 +159,15 @@ class MicroBatches:
 
     def num_answers(self, units: np.ndarray) -> int:
         """How many micro-batches :meth:`answers` yields."""
-        return len(self._plan(units, self._sizes))
+        return len(self.plan(units))
+
+    def plan(self, units: np.ndarray) -> list[np.ndarray]:
+        """The units of each of :meth:`answers`, none where the rank is idle."""
+        return self._plan(units, self._sizes)
 
     def answers(self, units: np.ndarray) -> Iterator[MicroBatch]:
         """One at a time; the same number on every rank."""
-        return self._collate(self.data, self._plan(units, self._sizes))
+        return self._collate(self.data, self.plan(units))
 
     def mismatched(self, units: np.ndarray) -> Iterator[MicroBatch]:
         """Mismatched completions of the answers of ``units``; none where no answer has one."""

@@ -280,8 +280,8 @@ def _accumulate_in_float32(optimizer) -> None:
 
 
 def _leave_out_non_finite_updates(optimizer) -> None:
-    """Let a ZeRO optimizer skip an update with a NaN or infinite gradient, as it does in float16: the trainer then
-    ends the run, with the weights of the step before."""
+    """Let a ZeRO optimizer skip an update with a NaN or infinite gradient, as it does in float16: the trainer counts
+    such steps."""
     if hasattr(optimizer, "check_grad_overflow"):
         optimizer.check_grad_overflow = True
     elif hasattr(optimizer, "_overflow_check_and_loss_scale_update") and optimizer.dtype != torch.float16:

@@ -1,6 +1,7 @@
 """Is the policy its own prior at the first step, as theory and the cached log-probs say?"""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class UpdateCheck:
         """
         before, self._before = self._before, None
         # float16's loss scale skips updates, and a clipped batch may have no gradient at all.
-        if before is None or not grad_norm > 0 or not self._engine.was_step_applied():
+        if before is None or not 0 < grad_norm < math.inf or not self._engine.was_step_applied():
             return
         after = self._sample()
         moved = torch.tensor([not torch.equal(before[part], after[part]) for part in before], device=device()).float()

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.plan import global_batches
 from pipa_openrlhf.data.training_set import Collator, MicroBatch, MicroBatches, StepBatches, TrainingSet, load_steps
 from pipa_openrlhf.distributed.strategy import Strategy, device
-from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, answers_of, count_batch
 from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.training.bad_steps import bad_records, count_bad_step, spoil_if_bad
 from pipa_openrlhf.training.checkpoint import load_checkpoint, save_checkpoint
 from pipa_openrlhf.training.checks import StartCheck, UpdateCheck
 from pipa_openrlhf.training.export import drop_old_exports
@@ -38,8 +38,8 @@ class Callback:
         """Before the first step: the model, the prior's log-probs and the data are ready."""
 
     def on_update_begin(self, trainer: "PreferenceTrainer") -> None:
-        """In every step, before its update: the gradients are complete, their loss is finite on all ranks, the weights
-        are still those of the step before. What is asked of :meth:`wants_stop` from here on is the next step's."""
+        """In every step with a finite loss, before its update: the gradients are complete, the weights are still those
+        of the step before. What is asked of :meth:`wants_stop` from here on is the next step's."""
 
     def on_step_end(self, trainer: "PreferenceTrainer", row: dict) -> None:
         """After an optimizer step, its evaluation and its checkpoint.
@@ -69,6 +69,7 @@ class Position:
 
     step: int = 0
     num_tokens: int = 0
+    bad_steps: int = 0
 
 
 @dataclass
@@ -128,7 +129,7 @@ class PreferenceTrainer:
         self.strategy.backward(nothing, self.actor, is_last=True)
         self.actor.model.step()
         saved = load_checkpoint(checkpoint, self.actor.model, self.strategy)
-        self.position = Position(saved["step"], saved["num_tokens"])
+        self.position = Position(**saved)
         log.info(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
 
     def fit(self) -> dict[str, float | None]:
@@ -136,7 +137,7 @@ class PreferenceTrainer:
 
         Raises:
             KeyboardInterrupt: a callback wanted to stop; the running step was finished and checkpointed.
-            UserError: the loss or the gradient became NaN or infinite.
+            UserError: the loss or the gradient was NaN or infinite in more than --train.max_bad_steps steps.
         """
         metrics_log = MetricsLog(self.config, self.position.step) if self.strategy.is_rank_0() else None
         row: dict[str, float | None] = metrics_log.last if metrics_log is not None else {}
@@ -164,7 +165,7 @@ class PreferenceTrainer:
                         row.update({f"eval/{name}": value for name, value in self.evaluate().items()})
                     if metrics_log is not None:
                         metrics_log.write(row)
-                    bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+                    bar.set_postfix(loss="bad" if row["loss"] is None else f"{row['loss']:.4g}", refresh=False)
                     bar.update()
                     self._save_if_due(stopping)
                     self._tell("on_step_end", row)
@@ -227,27 +228,37 @@ class PreferenceTrainer:
                 totals += batch_sums(self.objective, output.log_f.detach(), output.u, batch, loss.detach())
                 if start_check is not None:
                     start_check.add(output, batch)
-            self.strategy.backward(loss, self.actor, is_last=number == len(step.answers))
+            if is_last := number == len(step.answers):
+                loss = spoil_if_bad(loss, totals[SUMS.index("loss")], self.strategy)
+            self.strategy.backward(loss, self.actor, is_last)
         totals[SUMS.index("stop")] = float(any(callback.wants_stop() for callback in self.callbacks))
         totals = self.strategy.all_reduce(totals)
         metrics = means(self.objective, totals, z0)
         # Before the update, on all ranks alike: weights that a NaN has reached cannot be mended.
         global_loss = float(totals[SUMS.index("loss")])
-        self._refuse_non_finite("loss", global_loss)
-        if start_check is not None:
-            start_check.report(self.strategy, global_loss, self.config.ds.param_dtype)
-        self._tell("on_update_begin")
-        self.update_check.before_update()
+        if math.isfinite(global_loss):
+            if start_check is not None:
+                start_check.report(self.strategy, global_loss, self.config.ds.param_dtype)
+            self._tell("on_update_begin")
+            self.update_check.before_update()
         grad_norm = self._step_engine()
         self.update_check.after_update(grad_norm)
+        if not math.isfinite(global_loss):
+            self._count_bad_step("loss", global_loss, units, counts, z0)
+        # float16 overflows now and then: DeepSpeed lowers its loss scale.
+        elif not math.isfinite(grad_norm) and self.config.ds.param_dtype != "fp16":
+            self._count_bad_step("gradient", grad_norm, units, counts, z0)
         num_tokens = int(self.train_set.samples[self.train_set.rows(units)].column("length").sum(dtype=np.int64))
-        self.position = Position(self.position.step + 1, self.position.num_tokens + num_tokens)
+        self.position = replace(
+            self.position, step=self.position.step + 1, num_tokens=self.position.num_tokens + num_tokens
+        )
         row = {
             "step": self.position.step,
             "epoch": self.position.step / self.steps_per_epoch,
             **{name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()},
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "lr": lr,
+            "bad_steps": self.position.bad_steps,
             "num_tokens": self.position.num_tokens,
             "tokens_per_second": num_tokens / (time.monotonic() - started),
         }
@@ -271,8 +282,8 @@ class PreferenceTrainer:
     def _step_engine(self) -> float:
         """Clip, update, and return the gradient norm before clipping.
 
-        Raises:
-            UserError: the gradient is NaN or infinite; the weights are as before.
+        A gradient that is NaN or infinite changes nothing, neither weights nor moments nor the learning rate, and is
+        forgotten.
         """
         engine = self.actor.model
         norm = math.nan
@@ -280,23 +291,29 @@ class PreferenceTrainer:
             # DeepSpeed reports no norm for a plain float32 optimizer.
             gradients = [one.grad for one in engine.module.parameters() if one.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            self._refuse_non_finite("gradient", norm)
+            if not math.isfinite(norm) and self.config.ds.param_dtype != "fp16":
+                engine.module.zero_grad()
+                return norm
         engine.step()
         if getattr(engine.optimizer, "overflow", False):
-            self._refuse_non_finite("gradient", math.inf)
+            return math.inf
         reported = engine.get_global_grad_norm()
         return float(reported if reported is not None else norm)
 
-    def _refuse_non_finite(self, what: str, value: float) -> None:
-        # float16 overflows now and then: DeepSpeed skips that update and lowers its loss scale.
-        if math.isfinite(value) or (what == "gradient" and self.config.ds.param_dtype == "fp16"):
-            return
-        raise UserError(
-            f"the {what} of step {self.position.step + 1} is {value}, the weights are those of the step before: "
-            "lower the learning rate, or go back to a checkpoint with --ckpt.load_enable"
-        )
+    def _count_bad_step(
+        self, what: str, value: float, units: np.ndarray, counts: BatchCounts, z0: torch.Tensor
+    ) -> None:
+        """Raises UserError where it is one too many."""
+        self.position = replace(self.position, bad_steps=self.position.bad_steps + 1)
+        alone = self._micro_batches(self.train_set, by_size=False, alone=True)
+        places = bad_records(alone, units, self.actor, self.loss, counts, z0)
+        samples = self.train_set.samples[self.train_set.rows(units)]
+        batch = list(dict.fromkeys(sample.where for sample in samples))
+        most = self.config.train.max_bad_steps
+        count_bad_step(self.position.step + 1, what, value, places, batch, self.position.bad_steps, most)
 
-    def _micro_batches(self, data: TrainingSet, by_size: bool) -> MicroBatches:
+    def _micro_batches(self, data: TrainingSet, by_size: bool, alone: bool = False) -> MicroBatches:
+        """Of ``data``; ``alone``: of one unit each."""
         collator = Collator(self.cache, self.pad_token_id, self.layout, self.loss.aux_coef > 0)
         rank, world_size = self.strategy.get_rank(), self.strategy.world_size
         return MicroBatches(
@@ -304,9 +321,9 @@ class PreferenceTrainer:
             collator,
             rank,
             world_size,
-            self.micro_batch_size,
+            1 if alone else self.micro_batch_size,
             by_size,
-            self.config.train.max_tokens_per_micro_batch,
+            None if alone else self.config.train.max_tokens_per_micro_batch,
             self.actor.policy.attention_work,
         )
 
@@ -346,8 +363,9 @@ class PreferenceTrainer:
     def _save_if_due(self, stopping: bool) -> None:
         step = self.position.step
         due = self._is_due(self.config.ckpt.save_steps, every_epoch=False)
-        # Muon's momentum has no place in a checkpoint.
-        can_save = self.config.optim != "muon"
+        # Muon's momentum has no place in a checkpoint; Adam has no moments before an update.
+        engine = self.actor.model
+        can_save = self.config.optim != "muon" and engine.global_steps > engine.skipped_steps
         if can_save and ((due and not self.config.ckpt.disable_ds) or stopping):
             self.save_checkpoint()
         if due and self.config.ckpt.save_hf:
@@ -355,9 +373,8 @@ class PreferenceTrainer:
             if self.strategy.is_rank_0():
                 drop_old_exports(self.config)
         if stopping:
-            way_on = (
-                "go on with --ckpt.load_enable" if can_save else "no checkpoint was written: --optim muon has none"
-            )
+            why_not = "--optim muon has none" if self.config.optim == "muon" else "every step was left out"
+            way_on = "go on with --ckpt.load_enable" if can_save else f"no checkpoint was written: {why_not}"
             log.info(f"Stopped after step {step}; {way_on}")
             raise KeyboardInterrupt
 

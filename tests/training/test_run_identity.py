@@ -125,6 +125,7 @@ OTHER: dict[str, tuple[object, dict]] = {
 NOT_HERE = {"ds.load_in_4bit", "data.disable_fast_tokenizer"}
 # Another value of every flag that may change.
 FREE = {
+    "train.max_bad_steps": 3,
     "train.max_epochs": 1,
     "ckpt.output_dir": None,
     "ckpt.path": "{root}/elsewhere",
