@@ -1,8 +1,9 @@
 """Resumable checkpoints: trainable state by parameter name, independent of ZeRO stage and number of ranks.
 
 A checkpoint is a folder ``global_stepN`` with ``trainable.safetensors`` (float32 master weights and Adam moments),
-``rng.safetensors`` (generator states of every rank) and ``state.json`` (scheduler, position in the data, counters, and
-the checksums of the other files). It is written to a temporary name and renamed, so a folder is whole or absent.
+``rng.safetensors`` (generator states of every rank), ``state.json`` (scheduler, position in the data, counters) and
+``checksums.json`` (of all of these, written last). It is written to a temporary name and renamed, so a folder is whole
+or absent; what happens to it later, on a disk or while it is copied, shows in the checksums.
 """
 
 import json
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # What DeepSpeed's dynamic loss scale of float16 depends on; ZeRO-0 keeps it elsewhere and without hysteresis.
 _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+_CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"global_step(\d+)")
 
 
@@ -165,10 +167,12 @@ def save_checkpoint(
             "scheduler": _json_ready(engine.lr_scheduler.state_dict()),
             "position": position,
             "identity": identity,
-            "checksums": {name: file_sha256(os.path.join(unfinished, name)) for name in os.listdir(unfinished)},
         }
         with open(os.path.join(unfinished, "state.json"), "w") as file:
             json.dump(record, file, indent=2)
+        checksums = {name: file_sha256(os.path.join(unfinished, name)) for name in sorted(os.listdir(unfinished))}
+        with open(os.path.join(unfinished, _CHECKSUMS), "w") as file:
+            json.dump(checksums, file, indent=2)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(unfinished, final)
         _drop_oldest(folder, max_num, max_gb)
@@ -242,25 +246,45 @@ def _check_same_parameters(checkpoint: str, tensors, parameters: list[tuple[str,
 
 
 def newest_checkpoint(folder: str) -> str | None:
-    """The newest whole checkpoint in ``folder``; damaged ones are named and passed over."""
+    """The newest whole checkpoint in ``folder``, None where there is none at all; damaged ones are named.
+
+    Raises:
+        UserError: there are checkpoints, and every one is damaged.
+    """
     if not os.path.isdir(folder):
         return None
     found = sorted((int(match[1]), match[0]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
+    damages = []
     for _, name in reversed(found):
         path = os.path.join(folder, name)
-        if _is_whole(path):
+        damage = _damage(path)
+        if damage is None:
             return path
-        log.info(f"{path} is damaged and not used")
+        log.info(f"{path} is damaged and not used ({damage}): looking for the one before")
+        damages.append(f"{name}: {damage}")
+    if damages:
+        raise UserError(
+            f"{folder} has no whole checkpoint ({'; '.join(damages)}): put a copy there, or start again with "
+            "--ckpt.overwrite; nothing was deleted"
+        )
     return None
 
 
-def _is_whole(checkpoint: str) -> bool:
+def _damage(checkpoint: str) -> str | None:
+    """What is wrong with it; None where every file is what was written."""
     try:
-        with open(os.path.join(checkpoint, "state.json")) as file:
-            checksums = json.load(file)["checksums"]
-        return all(file_sha256(os.path.join(checkpoint, name)) == expected for name, expected in checksums.items())
-    except (OSError, ValueError, KeyError):
-        return False
+        with open(os.path.join(checkpoint, _CHECKSUMS)) as file:
+            checksums = json.load(file)
+        for name, expected in checksums.items():
+            if file_sha256(os.path.join(checkpoint, name)) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{os.path.basename(error.filename)} is missing"
+    except OSError as error:
+        return f"{os.path.basename(error.filename or _CHECKSUMS)} cannot be read ({error.strerror})"
+    except (ValueError, AttributeError):
+        return f"{_CHECKSUMS} is not what was written"
+    return None if "state.json" in checksums else f"{_CHECKSUMS} is not what was written"
 
 
 def _drop_oldest(folder: str, max_num: int, max_gb: float) -> None:

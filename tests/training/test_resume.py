@@ -117,28 +117,64 @@ def read_whole_lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-@pytest.mark.parametrize("file", ["trainable.safetensors", "rng.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_damaged_checkpoint_is_passed_over(small_run, tmp_path, capsys, file, damage):
+def damage(path, how: str) -> None:
+    """Remove a file, cut its end off, or flip one of its bits: the lowest of a byte in its middle."""
+    content = bytearray(path.read_bytes())
+    if how == "delete":
+        path.unlink()
+    elif how == "truncate":
+        path.write_bytes(content[:-7])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+FILES = ["trainable.safetensors", "rng.safetensors", "state.json", "checksums.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", ["truncate", "flip", "delete"])
+def test_damaged_checkpoint_is_passed_over(small_run, tmp_path, capsys, file, how):
     whole = train("train_pipa", *small_run("whole"))
     cut(tmp_path / "whole", tmp_path / "cut", 3)
     path = tmp_path / "cut" / "checkpoints" / "global_step3" / file
-    content = bytearray(path.read_bytes())
-    if damage == "delete":
-        path.unlink()
-    elif damage == "truncate":
-        path.write_bytes(content[:-7])
-    else:
-        content[len(content) // 2] ^= 0x80
-        path.write_bytes(content)
+    damage(path, how)
     capsys.readouterr()
     rows = train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
     said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if line.endswith("damaged and not used")] == [
-        f"{path.parent} is damaged and not used"
-    ]
+    (line,) = [line for line in said if "damaged and not used" in line]
+    assert line.startswith(f"{path.parent} is damaged and not used (")
+    assert "looking for the one before" in line
+    if how == "delete":
+        assert f"({file} is missing)" in line
+    elif file != "checksums.json":
+        assert f"({file} is not what was written)" in line
     assert any("after step 2 of 6" in line for line in said)
     assert losses(rows) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_a_half_copied_checkpoint_is_passed_over(small_run, tmp_path, capsys):
+    train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 3)
+    folder = tmp_path / "cut" / "checkpoints" / "global_step3"
+    content = (folder / "trainable.safetensors").read_bytes()
+    (folder / "trainable.safetensors").write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    assert "global_step3 is damaged and not used (trainable.safetensors is not" in capsys.readouterr().out
+
+
+def test_no_checkpoint_is_left_that_is_whole(small_run, tmp_path, capsys):
+    """It is said, and nothing is deleted: the run does not start again from the beginning by itself."""
+    train("train_pipa", *small_run("out", **{"ckpt.max_num": 1}))
+    assert checkpoints(tmp_path / "out") == ["global_step6"]
+    damage(tmp_path / "out" / "checkpoints" / "global_step6" / "trainable.safetensors", "flip")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    words = small_run("out", **{"ckpt.max_num": 1, "train.max_epochs": 3, "ckpt.load_enable": True})
+    assert run_in_process("train_pipa", *words) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "has no whole checkpoint (global_step6: trainable.safetensors is not what was written)" in error
+    assert "--ckpt.overwrite" in error
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
 def test_unfinished_folder_is_ignored(small_run, tmp_path):
