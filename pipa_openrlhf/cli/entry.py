@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import io
 import logging
 import os
 import socket
@@ -24,6 +25,9 @@ def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] |
     Errors nobody foresaw keep their traceback.
     """
     rank = int(os.environ.get("RANK", "0"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Data may hold what the terminal's encoding, or any encoding, has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         show_log(rank)
         return main(parse(module, argv)) or 0

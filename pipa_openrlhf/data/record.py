@@ -135,7 +135,8 @@ def write_bad_rows(folder: str, bad: list[BadRow]) -> None:
         if os.path.exists(path):
             os.remove(path)  # of this run, before its data were put right
         return
-    with open(path, "w", encoding="utf-8") as file:
+    # A name of a column may be what no encoding has.
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for where, problem in bad:
             row = {"where": where, "reason": _reason(where, problem)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

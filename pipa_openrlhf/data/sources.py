@@ -236,7 +236,7 @@ def _read(name: str, use_ms: bool, load: Callable[[str], Any], split: str):
         except UserError:
             raise
         except Exception as error:  # `datasets` raises its readers' own exceptions, of any kind
-            reason = first_line(error)
+            reason = first_line(error.__cause__ or error)  # `datasets` wraps what a reader says of a file
             if "Config name is missing" in reason:
                 raise _several_configs(name, path) from error
             if not reachable:

@@ -148,4 +148,4 @@ def _problem_id(row: dict, default: str, where: str) -> str:
         return default
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         fields.refuse(where, f"'problem_id' is {fields.show(value)}", "give text or a whole number")
-    return str(value)
+    return fields.text(str(value), "problem_id", where)
