@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pickle import UnpicklingError  # what weights_only raises; nothing is unpickled here
 from typing import Any, cast
 
 import torch
@@ -160,7 +161,7 @@ def load_causal_lm(
         )
         try:
             return merge_adapter(base, path)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise UserError(f"cannot load the adapter {path}: {_reason(error)}") from error
 
     model_class: Any = AutoModelForCausalLM
@@ -193,7 +194,7 @@ def load_causal_lm(
             local_files_only=only_from_disk(path),
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     finally:
         del zero3
