@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipa_openrlhf.data.training_set import MicroBatches
-from pipa_openrlhf.distributed.strategy import Strategy, device
+from pipa_openrlhf.distributed.strategy import device
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 _MOST_SHOWN = 20
 
 
-def spoil_if_bad(loss: torch.Tensor, total: torch.Tensor, strategy: Strategy) -> torch.Tensor:
-    """The last loss of a step, NaN where some rank's total is NaN or infinite: the step's whole gradient is NaN then,
-    on every rank and whatever it would have been, and an update with it is left out. Nothing waits for the device.
+def spoil_if_bad(loss: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """The last loss of a step, NaN where this rank's total is NaN or infinite: the step's whole gradient is NaN then,
+    whatever it would have been. It is summed over ranks, so that all of them leave the update out. Nothing waits for
+    the device.
 
     Args:
         loss: scalar, whose gradient ends the step's.
         total: scalar, the sum of this rank's losses in the step.
     """
-    is_bad = strategy.all_reduce((~torch.isfinite(total)).float(), op="max")
-    return loss * torch.where(is_bad > 0, math.nan, 1.0).to(loss.dtype)
+    return loss * torch.where(torch.isfinite(total), 1.0, math.nan).to(loss.dtype)
 
 
 @torch.no_grad()

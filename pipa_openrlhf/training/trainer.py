@@ -229,7 +229,7 @@ class PreferenceTrainer:
                 if start_check is not None:
                     start_check.add(output, batch)
             if is_last := number == len(step.answers):
-                loss = spoil_if_bad(loss, totals[SUMS.index("loss")], self.strategy)
+                loss = spoil_if_bad(loss, totals[SUMS.index("loss")])
             self.strategy.backward(loss, self.actor, is_last)
         totals[SUMS.index("stop")] = float(any(callback.wants_stop() for callback in self.callbacks))
         totals = self.strategy.all_reduce(totals)
