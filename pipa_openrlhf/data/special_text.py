@@ -25,8 +25,11 @@ _known: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, SpecialText]]"
 
 
 def special_text(tokenizer: PreTrainedTokenizerBase) -> "SpecialText":
-    """What is known of the tokenizer's special tokens, looked at again where it has got others."""
-    version = (len(tokenizer), *tokenizer.all_special_tokens)
+    """What is known of the tokenizer's special tokens, looked at again where it names others.
+
+    This is asked several times a record: the length of a tokenizer, which counts all added tokens, takes milliseconds.
+    """
+    version = tuple(tokenizer.all_special_tokens)
     if _known.get(tokenizer, (None,))[0] != version:
         _known[tokenizer] = version, SpecialText(tokenizer)
     return _known[tokenizer][1]
@@ -110,11 +113,7 @@ class SpecialText:
 
     def shield_all(self, value: Any) -> Any:
         """A message, or a list of them, with every text in it shielded."""
-        if isinstance(value, str):
-            return self.shield(value)
-        if isinstance(value, dict):
-            return {key: self.shield_all(item) for key, item in value.items()}
-        return [self.shield_all(item) for item in value] if isinstance(value, list) else value
+        return _map_texts(value, self.shield)
 
     def unshield(self, text: str) -> str:
         """The text as it was."""
@@ -122,11 +121,7 @@ class SpecialText:
 
     def unshield_all(self, value: Any) -> Any:
         """A message, or a list of them, as it was."""
-        if isinstance(value, str):
-            return self.unshield(value)
-        if isinstance(value, dict):
-            return {key: self.unshield_all(item) for key, item in value.items()}
-        return [self.unshield_all(item) for item in value] if isinstance(value, list) else value
+        return _map_texts(value, self.unshield)
 
     def split(self, text: str) -> list[tuple[str, bool]]:
         """``(text, is it a special token)``: a shielded text cut at the special tokens of its template."""
@@ -136,6 +131,14 @@ class SpecialText:
     def has_none(self, ids: Iterable[int]) -> bool:
         """Whether no token is a special one."""
         return self.ids.isdisjoint(ids)
+
+
+def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_texts(item, function) for key, item in value.items()}
+    return [_map_texts(item, function) for item in value] if isinstance(value, list) else value
 
 
 def _normalizer(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str] | None:

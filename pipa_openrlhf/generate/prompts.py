@@ -37,13 +37,17 @@ def write_prompts(
     def as_text(text: str) -> str:
         return text if mode == "prompt" and not in_chat else special.shield(text)
 
+    try:
+        shown = [(as_text(asked), as_text(worked)) for asked, worked in examples]
+    except Unusable as reason:
+        raise UserError(f"{FEW_SHOT_FLAG} {config.prompt.few_shot}: {reason}; change the worked examples") from reason
+    before = ""
+    if not in_chat:
+        before = "".join(f"{fill_template(asked, template)}{worked}{_BETWEEN_EXAMPLES}" for asked, worked in shown)
+
     def write(problem: Problem) -> str:
         question = as_text(problem.question)
-        shown = [(as_text(asked), as_text(worked)) for asked, worked in examples]
-        if in_chat:
-            return _chat(question, shown, tokenizer)
-        before = "".join(f"{fill_template(asked, template)}{worked}{_BETWEEN_EXAMPLES}" for asked, worked in shown)
-        return before + fill_template(question, template)
+        return _chat(question, shown, tokenizer) if in_chat else before + fill_template(question, template)
 
     prompts = []
     for problem in problems:

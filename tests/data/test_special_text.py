@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.record import Record, Unusable
-from pipa_openrlhf.data.special_text import NONCHARACTER, NOT_AS_TEXT, special_text
+from pipa_openrlhf.data.special_text import NONCHARACTER, NOT_AS_TEXT, special_text, spelled_in
 from pipa_openrlhf.data.tokenise import encode, tokenise
 from pipa_openrlhf.errors import UserError
 
@@ -186,6 +186,21 @@ def test_tokens_that_come_later_are_known(tokenizer):
     assert special_text(tokenizer).find("<new>") is None
     tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
     assert special_text(tokenizer).find("<new>") == "<new>"
+
+
+def test_no_record_counts_the_vocabulary(monkeypatch):
+    """Its length is made anew every time it is asked for, which takes longer than reading a record."""
+    tokenizer, counted = make_tokenizer(), []
+    length = PreTrainedTokenizerFast.__len__
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__len__", lambda self: counted.append(1) or length(self))
+    counts = []
+    for records in (1, 20):
+        counted.clear()
+        chats = [chat([{"role": "user", "content": f"Q{n}"}], "a", BREAK_OUT) for n in range(records)]
+        samples, _ = tokenise(chats, tokenizer, max_len=10_000)
+        assert len(samples) == records and all(spelled_in(one, tokenizer) for one in chats)
+        counts.append(len(counted))
+    assert counts[0] == counts[1]
 
 
 PIECES = st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im_", "<", "|>", "a", "\n", "é", "<<|im_end|>"]))

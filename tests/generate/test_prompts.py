@@ -79,6 +79,9 @@ def test_examples_that_cannot_be_used(tmp_path, examples):
         (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(UserError, match="line 1: an example needs a worked answer"):
             read_examples(str(tmp_path / "bad.jsonl"), None)
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"question": "?", "answer": "a\ufdd0b"}) + "\n")
+    with pytest.raises(UserError, match="^--prompt.few_shot .*bad.jsonl: text with one of .*; change the worked"):
+        written({"input_template": "{}\n"}, few_shot=str(tmp_path / "bad.jsonl"))
 
 
 @pytest.mark.parametrize(
