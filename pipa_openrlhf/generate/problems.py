@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
+from pipa_openrlhf.data.layouts.fields import column_names
 from pipa_openrlhf.data.sources import read_table, rows_of
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import last_boxed
@@ -92,7 +93,7 @@ def question_of(row: dict, where: str) -> str:
     question = next((row[key] for key in _QUESTION_KEYS if row.get(key) is not None), None)
     if not isinstance(question, str) or not question.strip():
         names = ", ".join(f"`{key}`" for key in _QUESTION_KEYS[:-1])
-        raise UserError(f"{where}: needs a text column {names} or `{_QUESTION_KEYS[-1]}`; it has {_names(row)}")
+        raise UserError(f"{where}: needs a text column {names} or `{_QUESTION_KEYS[-1]}`; it has {column_names(row)}")
     return question
 
 
@@ -120,17 +121,13 @@ def _gold_answer(row: dict, where: str) -> str:
         if not answer or not answer.strip():
             raise UserError(f"{where}: `solution` has no answer in \\boxed{{}}; add one, or a column `answer`")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise UserError(f"{where}: needs a column `answer` with a text or a number; it has {_names(row)}")
+        raise UserError(f"{where}: needs a column `answer` with a text or a number; it has {column_names(row)}")
     text = str(answer).rpartition("####")[2]
     boxed = last_boxed(text)
     text = (text if boxed is None else boxed).strip()
     if not text:
         raise UserError(f"{where}: `answer` is empty; give it a text or remove the row")
     return text
-
-
-def _names(row: dict) -> str:
-    return ", ".join(row) or "no columns"
 
 
 class RowFile:

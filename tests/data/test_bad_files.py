@@ -17,6 +17,7 @@ from pipa_openrlhf.errors import UserError
 # How many rows the files that are read hold; every other one is refused.
 ROWS = {
     **dict.fromkeys(("utf8_bom.jsonl", "half_pair_in_a_key.jsonl", "whole_pair.jsonl", "nul_escaped.jsonl"), 2),
+    "newline_in_a_key.jsonl": 2,
     **dict.fromkeys(("noncharacter.jsonl", "no_last_newline.jsonl", "crlf.jsonl", "a_list.json"), 2),
     **dict.fromkeys(("deep_beside_good.jsonl", "huge_line.jsonl", "huge_key.jsonl", "many_keys.jsonl"), 2),
     **dict.fromkeys(("special_token.jsonl", "special_token_prompt.jsonl", "only_special_token.jsonl"), 2),
@@ -33,7 +34,8 @@ def is_good_then_bad(content: bytes) -> bool:
 
 
 def check_message(message: str, path: str) -> None:
-    """One line that names the file, and says what to do."""
+    """One line that names the file, says what to do, and can be printed."""
+    message.encode()
     assert message.startswith(path) and len(message) < len(path) + 400
     assert "\n" not in message and "; " in message.removeprefix(path) or "dropped" in message
 
@@ -47,12 +49,13 @@ def test_there_are_a_hundred():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_refused_in_a_line_or_read_whole(name, tmp_path, make_args, tokenizers):
+def test_a_bad_file_is_refused_in_a_line_or_read_whole(name, tmp_path, make_args, tokenizers, log_lines):
     path, content = tmp_path / name, FILES[name]
     path.write_bytes(content)
     if name in ROWS:
         loaded = load_samples(make_args(), tokenizers["bytes"], dataset=str(path))
         check_counts(loaded, ROWS[name])
+        assert all(line.encode() and line.isprintable() for line in log_lines)
         assert not loaded.dropped or [DROPPED[name] in reason for reason in loaded.dropped] == [True]
         return
     with pytest.raises(UserError) as error:

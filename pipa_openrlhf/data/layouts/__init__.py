@@ -182,7 +182,7 @@ def _no_layout(row: dict) -> str:
     known = ", ".join(
         f"{name} ({' and '.join(_layout(name, None).COLUMNS)})" for name in ("paired", "stepwise", "unpaired")
     )
-    return f"no known format has the columns {', '.join(map(str, row)) or '(none)'}: neither {known} nor another"
+    return f"no known format has the columns {fields.column_names(row)}: neither {known} nor another"
 
 
 def _report(reading: Reading, rows: list[Row], dataset: str, given: DataConfig) -> None:
@@ -191,14 +191,14 @@ def _report(reading: Reading, rows: list[Row], dataset: str, given: DataConfig) 
     why = "by its columns" if given.format == "auto" else "by --data.format"
     present = {name: None for row in rows for name in row}
     read = [name for name in present if any(name in row.read for row in rows)]
-    log.info(f"{dataset}: format {reading.layout} ({why}: {', '.join(map(str, read))})")
+    log.info(f"{dataset}: format {reading.layout} ({why}: {fields.column_names(read)})")
     for field in dataclass_fields(given):
         value = getattr(reading.flags, field.name)
         if value != getattr(given, field.name):
             log.info(f"{dataset}: --data.{field.name} {value}, decided by the rows")
-    unread = [str(name) for name in present if name not in read]
+    unread = [name for name in present if name not in read]
     if unread:
-        log.info(f"{dataset}: not read: {', '.join(unread)}")
+        log.info(f"{dataset}: not read: {fields.column_names(unread)}")
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """Checks of single values of a row. Each refusal says where, what, and what to do."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn, TypeGuard
 
 from pipa_openrlhf.errors import UserError
@@ -31,12 +32,15 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def column_names(names: Iterable[object]) -> str:
+    """Names of columns in a message: what cannot be printed, or not on one line, is escaped."""
+    return ", ".join(name if name.isprintable() else repr(name)[1:-1] for name in map(str, names)) or "none"
+
+
 def column(row: dict, name: str, where: str) -> object:
     """The value of a column that must be there and not be null."""
     if name not in row:
-        refuse(
-            where, f"no column {name!r} (columns: {', '.join(map(str, row)) or 'none'})", f"add {name!r} to the row"
-        )
+        refuse(where, f"no column {name!r} (columns: {column_names(row)})", f"add {name!r} to the row")
     if row[name] is None:
         refuse(where, f"{name!r} is null", "give it a value or remove the row")
     return row[name]

@@ -90,7 +90,9 @@ def _by_keys(row: dict, where: str, flags: DataConfig, input_key: str, label_key
     """Without ``--data.output_key``, the input is a whole conversation, whose last message is the answer."""
     for name, key in (("input", input_key), ("output", flags.output_key), ("label", label_key)):
         if key is not None and key not in row:
-            fields.refuse(where, f"no column {key!r}, which --data.{name}_key names", f"it has {', '.join(row)}")
+            fields.refuse(
+                where, f"no column {key!r}, which --data.{name}_key names", f"it has {fields.column_names(row)}"
+            )
     given = fields.column(row, input_key, where)
     if flags.output_key:
         answer = read_answer(row, flags.output_key, where)
