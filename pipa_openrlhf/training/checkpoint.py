@@ -279,7 +279,8 @@ def _damage(checkpoint: str) -> str | None:
             if file_sha256(os.path.join(checkpoint, name)) != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
-        return f"{os.path.basename(error.filename)} is missing"
+        name = os.path.basename(error.filename)
+        return f"{name} is missing" + (": half copied, or of an earlier version" if name == _CHECKSUMS else "")
     except OSError as error:
         return f"{os.path.basename(error.filename or _CHECKSUMS)} cannot be read ({error.strerror})"
     except (ValueError, AttributeError):

@@ -13,6 +13,7 @@ from tiny import make_tokenizer, run_in_process, run_module, train, write_jsonl
 
 from pipa_openrlhf.data.render import fix_template_date
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.prior.cache import file_sha256
 from pipa_openrlhf.training import identity
 from pipa_openrlhf.training.identity import RunIdentity, Start
 
@@ -158,6 +159,9 @@ def test_a_run_of_an_older_version_is_refused(small_run, tmp_path, capsys, file,
     for older in ({"--train.seed": 42}, None):
         record["identity" if "identity" in record else "resolved.identity"] = older
         path.write_text(json.dumps(record))
+        checksums = path.parent / "checksums.json"
+        if checksums.exists():
+            checksums.write_text(json.dumps({**json.loads(checksums.read_text()), path.name: file_sha256(path)}))
         line = refusal(capsys, words)
         assert of in line and "--ckpt.output_dir" in line
 
