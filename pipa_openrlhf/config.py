@@ -194,6 +194,16 @@ class DeepSpeedConfig(NumericsConfig):
                 raise UserError("--ds.load_in_4bit needs --ds.zero_stage 2 or lower")
         if self.grad_accum_dtype == "fp32" and self.param_dtype == "bf16" and self.zero_stage == 0:
             raise UserError("--ds.grad_accum_dtype fp32 with bf16 weights needs --ds.zero_stage 1 or higher")
+        if (
+            self.grad_accum_dtype == "fp32"
+            and self.param_dtype == "bf16"
+            and self.adam_offload
+            and self.zero_stage < 3
+        ):
+            # DeepSpeed 0.19.6 loses the gradient at ZeRO-1, and adds it up in bf16 at ZeRO-2.
+            raise UserError(
+                "--ds.grad_accum_dtype fp32 with --ds.adam_offload and bf16 weights needs --ds.zero_stage 3"
+            )
         if self.use_liger_kernel:
             need_package("ds.use_liger_kernel", "liger_kernel")
 

@@ -1,6 +1,8 @@
 """Samples to tensors: one micro-batch, padded, packed into one row, or in one row with shared prefixes."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -52,12 +54,22 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        return replace(self, **moved)
+        return map_tensors(self, lambda one: one.to(device, non_blocking=True))
+
+
+_Holder = TypeVar("_Holder")
+
+
+def map_tensors(holder: _Holder, function: Callable[[torch.Tensor], torch.Tensor]) -> _Holder:
+    """A copy of a dataclass with ``function`` of each of its tensors, and of those of dataclasses within."""
+    changed: dict[str, Any] = {}
+    for field in fields(cast(Any, holder)):
+        value = getattr(holder, field.name)
+        if torch.is_tensor(value):
+            changed[field.name] = function(value)
+        elif is_dataclass(value):
+            changed[field.name] = map_tensors(value, function)
+    return replace(cast(Any, holder), **changed)
 
 
 def collate(

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -81,6 +82,27 @@ class Branches:
 
 
 @dataclass(frozen=True)
+class KeyRow:
+    """A shared row for a kernel that takes sequences of any length.
+
+    The queries of a sequence are the tokens that it adds to the row, which stand side by side; its keys are all of its
+    tokens. The last query sees every key, the one before it all but the last, and so on. Sequences that add nothing
+    are left out.
+
+    Attributes:
+        index: [K] place in the row of every key, sequence after sequence in the order of their queries.
+        query_ends, key_ends: [sequences + 1] int32, 0 and where the queries and the keys of each end.
+        most_queries, most_keys: of one sequence.
+    """
+
+    index: torch.Tensor
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    most_queries: int
+    most_keys: int
+
+
+@dataclass(frozen=True)
 class SharedRow:
     """What the L tokens of a row stand for inside attention: B blocks, the longest of W tokens.
 
@@ -94,6 +116,7 @@ class SharedRow:
         block_ends: [B, W] of every token of a tree, where in its block what follows from it ends; None: blocks are
             sequences.
         trees: the same row in blocks that are trees, where their square is less; None elsewhere.
+        keys: the same row without blocks, of sequences.
     """
 
     block_index: torch.Tensor
@@ -101,6 +124,7 @@ class SharedRow:
     repeats: tuple[tuple[int, int, int], ...] = ()
     block_ends: torch.Tensor | None = None
     trees: "SharedRow | None" = None
+    keys: KeyRow | None = None
 
     @cached_property
     def visible(self) -> torch.Tensor | None:
@@ -110,16 +134,6 @@ class SharedRow:
             return None
         place = torch.arange(self.block_ends.shape[1], device=self.block_ends.device)
         return (place <= place[:, None]) & (place[:, None] < self.block_ends[:, None, None])
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "SharedRow":
-        """The same on ``device``."""
-
-        def moved(one):
-            return None if one is None else one.to(device, non_blocking=non_blocking)
-
-        return SharedRow(
-            moved(self.block_index), moved(self.row_index), self.repeats, moved(self.block_ends), moved(self.trees)
-        )
 
 
 def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], SharedRow]:
@@ -134,6 +148,7 @@ def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], Share
     row_index: list[np.ndarray] = []
     repeats: list[tuple[int, int, int]] = []
     starts: list[int] = []
+    keys: list[tuple[int, np.ndarray]] = []
     ends = np.zeros(sum(map(len, sequences)), dtype=np.int64)
     used, before = 0, padded[:0, 0]
     for number, shared in zip(*lexicographic(sequences)):
@@ -145,13 +160,28 @@ def share_prefixes(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], Share
         places[number] = before = np.concatenate([before[:shared], used - shared + own])
         padded[number, : len(before)] = before
         row_index.append(number * width + own)
+        keys.append((len(own), before))
         used += len(own)
     ends[before] = used
     sizes = np.diff([*starts, used])
     is_less = len(sizes) * sizes.max(initial=0) ** 2 < len(sequences) * width**2
     trees = _in_trees(np.array(starts), sizes, ends[:used]) if is_less else None
     row_places = torch.from_numpy(np.concatenate(row_index))
-    return places, SharedRow(torch.from_numpy(padded), row_places, tuple(repeats), trees=trees)
+    row = SharedRow(torch.from_numpy(padded), row_places, tuple(repeats), trees=trees, keys=_key_row(keys))
+    return places, row
+
+
+def _key_row(sequences: list[tuple[int, np.ndarray]]) -> KeyRow:
+    """Of sequences in the order of the row: how many tokens each adds to it, and the places of all of its tokens."""
+    sequences = [one for one in sequences if one[0]]
+    query_sizes, key_sizes = [queries for queries, _ in sequences], [len(places) for _, places in sequences]
+    return KeyRow(
+        torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *(places for _, places in sequences)])),
+        torch.tensor([0, *accumulate(query_sizes)], dtype=torch.int32),
+        torch.tensor([0, *accumulate(key_sizes)], dtype=torch.int32),
+        max(query_sizes, default=0),
+        max(key_sizes, default=0),
+    )
 
 
 def _in_trees(starts: np.ndarray, sizes: np.ndarray, ends: np.ndarray) -> SharedRow:

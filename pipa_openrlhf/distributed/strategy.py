@@ -38,6 +38,17 @@ def on_cpu() -> bool:
     return get_accelerator().device_name() == "cpu"
 
 
+def free_memory() -> int | None:
+    """Bytes that this process can still allocate on its accelerator, its allocator's reserve included; None on CPU."""
+    if on_cpu():
+        return None
+    accelerator = get_accelerator()
+    allocated = accelerator.memory_allocated()
+    held = accelerator.memory_reserved() - allocated
+    # Where DeepSpeed cannot ask the driver, it counts what the allocator holds as free already.
+    return min(accelerator.available_memory() + held, accelerator.total_memory() - allocated)
+
+
 def dtype_of(name: str) -> torch.dtype:
     """``"bf16" | "fp16" | "fp32"`` to a torch dtype."""
     return _DTYPES[name]
@@ -133,11 +144,10 @@ class Strategy(DeepspeedStrategy):
     def get_ds_train_config(self, optim_dict: dict | None = None, *, max_norm: float | None = None) -> dict:
         """Upstream's config with micro-batch 1 and accumulation 1: the trainer scales the loss of a micro-batch by
         the counts of its global batch, and says itself which backward pass ends it."""
-        if optim_dict is not None and optim_dict["type"] == "AdamW" and not self.adam_offload:
-            # On CPU DeepSpeed's own optimizer would be compiled at first use; under ZeRO-0 its fused one flattens the
-            # master weights, which checkpoints need by parameter. torch's fused one goes over memory once a step.
-            if on_cpu() or self.stage == 0:
-                optim_dict["params"].update(torch_adam=True, fused=True)
+        if optim_dict is not None and optim_dict["type"] == "AdamW":
+            # DeepSpeed compiles its own optimizers at first use, and a killed first run leaves a lock that hangs the
+            # next; under ZeRO-0 its fused one flattens the master weights, which checkpoints need by parameter.
+            optim_dict["params"].update(torch_adam=True, fused=True)
         config = super().get_ds_train_config(optim_dict, max_norm=max_norm)
         config.update(
             train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, train_batch_size=self.world_size
@@ -210,6 +220,13 @@ class Strategy(DeepspeedStrategy):
         """Sum or maximum of a tensor over all ranks, in place."""
         dist.all_reduce(data, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
         return data
+
+    def least_free_memory(self) -> int | None:
+        """:func:`free_memory` of the rank that has least; None on CPU. A collective call."""
+        free = free_memory()
+        if free is None:
+            return None
+        return -int(self.all_reduce(torch.tensor(-free, device=device()), op="max"))
 
     def from_rank_0(self, function: Callable[[], Any]) -> Any:
         """What ``function`` returns on rank 0, or the error that it meets there, on every rank. A collective call.

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pipa_openrlhf.distributed.strategy import free_memory
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.objectives.batch_loss import TokenTerms
 
@@ -117,8 +118,28 @@ class _Output(tuple):
         return None
 
 
-# Logits of one chunk: 2**25 float32 values are 128 MiB.
+# Logits of one chunk on a CPU, and the fewest elsewhere: 2**25 float32 values are 128 MiB.
 CHUNK_LOGITS = 2**25
+# With more tokens a chunk, no accelerator multiplies faster.
+_MOST_CHUNK_TOKENS = 2048
+# Of the memory that is free when a chunk's logits are made. The rest is for what they are made of, and for holes.
+_SHARE_OF_FREE = 0.25
+# Logits in 16 bits and in float32, log-probs, and gradients of both.
+_BYTES_A_LOGIT = 16
+
+
+def chunk_tokens(vocabulary: int, free: int | None) -> int:
+    """How many tokens have their logits in memory at the same time.
+
+    Args:
+        free: bytes that can still be allocated; None on a CPU, where small chunks are as fast.
+    """
+    fewest = max(1, CHUNK_LOGITS // vocabulary)
+    if free is None:
+        return fewest
+    fitting = int(free * _SHARE_OF_FREE) // (_BYTES_A_LOGIT * vocabulary)
+    # A power of two: little more or less free memory leaves it as it is, and the allocator finds its blocks again.
+    return max(fewest, min(_MOST_CHUNK_TOKENS, 1 << max(fitting.bit_length() - 1, 0)))
 
 
 def install_chunked_head(causal_lm: PreTrainedModel) -> nn.Module:
@@ -146,7 +167,7 @@ def install_chunked_head(causal_lm: PreTrainedModel) -> nn.Module:
         if targets is None:
             return plain_forward(hidden)
         logits_of = tail_of(causal_lm, plain_forward)
-        size = max(1, CHUNK_LOGITS // head.weight.shape[0])
+        size = chunk_tokens(head.weight.shape[0], free_memory())
         if u is None or terms is None:
             return chunked_log_probs(hidden, targets, logits_of, parameters, size)
         return single_pass_loss(hidden, targets, u, terms, logits_of, parameters, size)

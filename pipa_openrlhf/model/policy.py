@@ -193,6 +193,18 @@ class Policy(nn.Module):
         return config.num_hidden_layers * config.hidden_size / weights
 
     @property
+    def bytes_a_token(self) -> int:
+        """Memory that a token takes in a forward pass without gradients, at most: what one layer holds at once."""
+        config = self.causal_lm.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None)
+        wide = inner if isinstance(inner, int) else 4 * config.hidden_size
+        copies = getattr(config, "num_experts_per_tok", None) or 1
+        # Some residual streams in float32; query, key, value, their rotations and copies for sequences of their own;
+        # gate, up, their product and what lies between; of every expert of a token.
+        numbers = 24 * config.hidden_size + 6 * copies * (wide + config.hidden_size)
+        return numbers * self.causal_lm.get_input_embeddings().weight.element_size()
+
+    @property
     def causal_lm(self) -> PreTrainedModel:
         """The language model without PEFT's wrapper."""
         return base_model(self.lm) if isinstance(self.lm, PeftModel) else self.lm

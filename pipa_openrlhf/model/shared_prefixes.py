@@ -4,16 +4,21 @@ A row holds the prefix tree of its sequences, and each token of it goes through 
 is it laid out as the separate sequences that it stands for, so that each attends to itself alone with its own
 positions, and any attention kernel computes it, without a mask. Where trees are so bushy that their own square is less
 than that of their sequences, and the kernel takes a mask, they are laid out as trees.
+
+A kernel for sequences of any length takes queries as they stand in the row, and no padding: each sequence brings the
+tokens that it adds to the row, and its keys are all of its tokens (``KeyRow``). On CUDA flash-attn and torch have one.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pipa_openrlhf.data.prefixes import SharedRow
+from pipa_openrlhf.data.prefixes import KeyRow, SharedRow
+from pipa_openrlhf.distributed.upstream import flash_attn_installed
 
 # Longest sequences that plain products attend to faster than torch's kernel, forward and backward, on a CPU in bf16.
 _SHORT = 192
@@ -39,7 +44,7 @@ def enable_shared_prefixes(lm: PreTrainedModel) -> bool:
         return False
     inner = ALL_ATTENTION_FUNCTIONS[kernel]
     if not (isinstance(inner, partial) and inner.func is attend):
-        AttentionInterface.register(kernel, partial(attend, inner, takes_mask=kernel == "sdpa"))
+        AttentionInterface.register(kernel, partial(attend, inner, takes_mask=kernel == "sdpa", kernel=kernel))
     return True
 
 
@@ -53,6 +58,7 @@ def attend(
     *,
     shared_row: SharedRow | None = None,
     takes_mask: bool = False,
+    kernel: str = "",
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``inner``, on separate sequences or trees of them where the row is a shared one.
@@ -63,12 +69,16 @@ def attend(
         attention_mask: not used with a shared row.
         shared_row: what the row stands for; None: an ordinary batch.
         takes_mask: ``inner`` can attend within trees.
+        kernel: its name, by which one for sequences of any length is found where there is one.
 
     Returns:
         [1, L, heads, head size], and no attention weights.
     """
     if shared_row is None:
         return inner(module, query, key, value, attention_mask, **options)
+    varlen = _varlen_kernel(kernel, query, key, value, options)
+    if varlen is not None and shared_row.keys is not None:
+        return _attend_to_keys(varlen, query, key, value, shared_row.keys, options.get("scaling")), None
     if takes_mask and shared_row.trees is not None:
         shared_row = shared_row.trees
     shape = shared_row.block_index.shape
@@ -90,8 +100,88 @@ def attend(
 def _is_short(query: torch.Tensor, width: int, options: dict) -> bool:
     """Where torch's kernel spends most of a training step on sequences that plain products finish in a fraction."""
     on_cpu_in_half = query.device.type == "cpu" and query.dtype != torch.float32
-    is_plain = not options.get("dropout") and options.get("position_bias") is None and options.get("is_causal", True)
-    return on_cpu_in_half and width <= _SHORT and is_plain
+    return on_cpu_in_half and width <= _SHORT and _is_plain(options)
+
+
+def _is_plain(options: dict) -> bool:
+    """Nothing but causal attention is asked for."""
+    return not options.get("dropout") and options.get("position_bias") is None and options.get("is_causal", True)
+
+
+def _attend_to_keys(
+    varlen: "Varlen",
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: KeyRow,
+    scaling: float | None,
+) -> torch.Tensor:
+    """:func:`attend` by a kernel for sequences of any length: [1, L, heads, head size]."""
+    query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))
+    key, value = (one.index_select(0, keys.index) for one in (key, value))
+    lengths = (keys.query_ends, keys.key_ends, keys.most_queries, keys.most_keys)
+    return varlen(query, key, value, *lengths, scaling)[None]
+
+
+# [L, heads, head size] queries, [K, key heads, head size] keys and values, the four lengths of a KeyRow, and the scale
+# of scores -> [L, heads, head size]. A sequence's last query attends to all of its keys, the one before it to all but
+# the last.
+Varlen = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, float | None], torch.Tensor
+]
+
+
+def _varlen_kernel(
+    kernel: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict
+) -> Varlen | None:
+    """What computes the attention of ``kernel`` for sequences of any length; None where nothing does."""
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    is_capped = any(options.get(name) is not None for name in ("softcap", "s_aux"))
+    if query.device.type == "cpu" or not is_half or is_capped or not _is_plain(options):
+        return None
+    if kernel == "flash_attention_2":
+        return _flash_attn_varlen()
+    if kernel == "sdpa" and query.shape[-1] % 8 == 0 and value.shape[-1] == query.shape[-1]:
+        is_grouped = query.shape[1] != key.shape[1]
+        asked = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, is_grouped)
+        return _torch_varlen() if torch.backends.cuda.can_use_flash_attention(asked) else None
+    return None
+
+
+@cache
+def _flash_attn_varlen() -> Varlen | None:
+    if not flash_attn_installed():
+        return None
+    from flash_attn import flash_attn_varlen_func
+
+    def varlen(query, key, value, query_ends, key_ends, most_queries, most_keys, scaling):
+        lengths = (query_ends, key_ends, most_queries, most_keys)
+        return flash_attn_varlen_func(query, key, value, *lengths, softmax_scale=scaling, causal=True)
+
+    return varlen
+
+
+@cache
+def _torch_varlen() -> Varlen | None:
+    """torch's own; None where it is not there yet, or knows no windows, as which it is told to be causal."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    accepted = signature(varlen_attn).parameters
+    if "window_size" not in accepted:
+        return None
+    shares_keys = "enable_gqa" in accepted
+
+    def varlen(query, key, value, query_ends, key_ends, most_queries, most_keys, scaling):
+        options = {"scale": scaling, "window_size": (-1, 0)}
+        if shares_keys:
+            options["enable_gqa"] = True
+        else:
+            key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+        return varlen_attn(query, key, value, query_ends, key_ends, most_queries, most_keys, **options)
+
+    return varlen
 
 
 def _attend_short(

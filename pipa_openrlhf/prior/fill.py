@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipa_openrlhf.config import RunConfig, TrainConfig
+from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch, collate
-from pipa_openrlhf.data.plan import cut
+from pipa_openrlhf.data.plan import UnitSizes, cut
 from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.strategy import Strategy, device
+from pipa_openrlhf.distributed.transfer import on_device
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import Policy, PolicyActor, load_lm
 from pipa_openrlhf.model.self_check import check_cached, choose_layout
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 SECONDS_PER_SHARD = 60
 # Samples whose tokens are looked at together for the prefixes that they share.
 _STRETCH = 4096
+# Of the memory that is free before the pass, what its activations may take: the output head has a share of its own.
+_SHARE_OF_FREE = 0.25
+# Larger forward passes are no faster.
+_MOST_TOKENS = 2**15
 
 
 def open_cache(config: RunConfig, strategy: Strategy) -> PriorCache:
@@ -77,15 +82,33 @@ def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None
     check_cached(actor, cache, samples, absent, strategy)
     if not absent.any():
         return
+    missing = samples[np.flatnonzero(absent)]
+    sizes = unit_sizes(missing, actor.layout)
+    training = sizes.budget(config.train.micro_batch_size, config.train.max_tokens_per_micro_batch)
+    # Eager attention holds the square of a sequence, which no number of bytes a token accounts for.
+    free = None if actor.attention == "eager" else strategy.least_free_memory()
     fill_cache(
         cache,
-        samples[np.flatnonzero(absent)],
+        missing,
         lambda batch: actor(batch, with_value=False).log_f,
         strategy,
         pad_token_id,
+        _plan(sizes, pass_budget(training, free, actor.policy.bytes_a_token)),
         actor.layout,
-        config.train,
     )
+
+
+def pass_budget(training: int, free: int | None, bytes_a_token: int) -> int:
+    """Tokens of a forward pass without gradients: as many as the free memory holds, never fewer than in training.
+
+    Args:
+        training: tokens of a micro-batch of training, which fits with its gradients.
+        free: bytes that can still be allocated; None on a CPU, where larger passes are no faster.
+        bytes_a_token: of activations.
+    """
+    if free is None:
+        return training
+    return max(training, min(int(free * _SHARE_OF_FREE) // bytes_a_token, _MOST_TOKENS))
 
 
 def _report(strategy: Strategy, samples: Samples, absent: np.ndarray, cache: PriorCache) -> None:
@@ -106,33 +129,34 @@ def fill_cache(
     log_probs_of: Callable[[Batch], torch.Tensor],
     strategy: Strategy,
     pad_token_id: int,
+    batches: list[np.ndarray],
     layout: str,
-    train: TrainConfig,
 ) -> None:
     """Compute and store the prior's log-probs of ``samples``.
 
     Args:
         samples: those without an entry, the same on every rank.
         log_probs_of: a micro-batch -> [B, T] float32, a collective call under ZeRO-3.
+        batches: indices of the samples of each forward pass, the same on every rank.
         layout: see :func:`collate`.
-        train: a forward pass takes as many tokens as one of training may.
 
     Raises:
         UserError: a rank cannot see what another one wrote.
     """
-    batches = _plan(samples, train, layout)
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()
     bar = tqdm(total=len(samples), desc="Prior log-probs", unit="answer", disable=rank != 0)
     # Every rank runs the same number of forward passes; one without work repeats the last batch and stores nothing.
-    for first in range(0, len(batches), world_size):
-        mine = first + rank < len(batches)
-        batch_samples = list(samples[batches[first + rank] if mine else batches[-1]])
-        batch = collate(batch_samples, None, pad_token_id, layout, every_response_token=True)
-        rows = log_probs_of(batch.to(device())).cpu().numpy()
-        if mine:
-            finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(batch_samples, rows)]
+    firsts = range(0, len(batches), world_size)
+    mine = [first + rank if first + rank < len(batches) else -1 for first in firsts]
+    collated = (
+        collate(list(samples[batches[index]]), None, pad_token_id, layout, every_response_token=True) for index in mine
+    )
+    for first, index, batch in zip(firsts, mine, on_device(collated)):
+        rows = log_probs_of(batch).cpu().numpy()
+        if index >= 0:
+            finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(samples[batches[index]], rows)]
         if finished and time.monotonic() - last_write > SECONDS_PER_SHARD:
             cache.add(*zip(*finished))
             finished, last_write = [], time.monotonic()
@@ -146,10 +170,7 @@ def fill_cache(
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
 
 
-def _plan(samples: Samples, train: TrainConfig, layout: str) -> list[np.ndarray]:
-    """Indices of the samples of each forward pass."""
-    sizes = unit_sizes(samples, layout)
-    # As many tokens as the largest micro-batch of training, and no graph: the pass does not raise the peak.
-    budget = sizes.budget(train.micro_batch_size, train.max_tokens_per_micro_batch)
-    lines = map(sizes.line_up, sizes.stretches(np.arange(len(samples)), _STRETCH))
+def _plan(sizes: UnitSizes, budget: int) -> list[np.ndarray]:
+    """Indices of the samples of each forward pass of at most ``budget`` tokens."""
+    lines = map(sizes.line_up, sizes.stretches(np.arange(len(sizes.lengths)), _STRETCH))
     return [line.units[part] for line in lines for part in cut(line, budget)]

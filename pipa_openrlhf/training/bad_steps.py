@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipa_openrlhf.data.training_set import MicroBatches
-from pipa_openrlhf.distributed.strategy import device
+from pipa_openrlhf.distributed.transfer import on_device
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss
@@ -45,8 +45,8 @@ def bad_records(
     """
     actor.model.eval()
     data, found = micro_batches.data, []
-    for own, micro_batch in zip(micro_batches.plan(units), micro_batches.answers(units), strict=True):
-        batch = micro_batch.batch.to(device())
+    for own, micro_batch in zip(micro_batches.plan(units), on_device(micro_batches.answers(units)), strict=True):
+        batch = micro_batch.batch
         output = actor(batch)
         if not micro_batch.is_idle and not torch.isfinite(loss.share(output, batch, counts, z0)):
             found += [data.samples[int(row)].where for row in data.rows(own)]

@@ -16,6 +16,7 @@ from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.plan import global_batches
 from pipa_openrlhf.data.training_set import Collator, MicroBatch, MicroBatches, StepBatches, TrainingSet, load_steps
 from pipa_openrlhf.distributed.strategy import Strategy, device
+from pipa_openrlhf.distributed.transfer import on_device
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, answers_of, count_batch
 from pipa_openrlhf.prior.cache import PriorCache
@@ -198,8 +199,8 @@ class PreferenceTrainer:
             disable=not self.strategy.is_rank_0(),
             leave=False,
         )
-        for micro_batch in bar:
-            batch = micro_batch.batch.to(device())
+        for micro_batch in on_device(bar):
+            batch = micro_batch.batch
             output = self.actor(batch)
             if not micro_batch.is_idle:
                 loss = self.loss.share(output, batch, counts, z0)
@@ -217,8 +218,8 @@ class PreferenceTrainer:
         z0 = self._reference_point(step.mismatched)
         start_check = StartCheck(self.loss, counts, z0) if self.starts_as_prior and not self.position.step else None
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=device())
-        for number, micro_batch in enumerate(step.answers, start=1):
-            batch = micro_batch.batch.to(device())
+        for number, micro_batch in enumerate(on_device(step.answers), start=1):
+            batch = micro_batch.batch
             terms = self.loss.token_terms(batch, counts) if self.uses_single_pass_head else None
             output = self.actor(batch, terms)
             loss = self.loss.share(output, batch, counts, z0)
@@ -270,8 +271,8 @@ class PreferenceTrainer:
         totals = torch.zeros(2, dtype=torch.float64, device=device())
         if not self.objective.needs_mismatched:
             return totals[0].float()
-        for micro_batch in mismatched:
-            batch = micro_batch.batch.to(device())
+        for micro_batch in on_device(mismatched):
+            batch = micro_batch.batch
             log_f = self.actor(batch, with_value=False).log_f
             if not micro_batch.is_idle:
                 totals[0] += answers_of(log_f, batch, totals[0]).log_ratio.double().sum()

@@ -1,6 +1,7 @@
 """The row that holds every common prefix once, and what is asked of it, against the prefix tree's definition."""
 
 from dataclasses import replace
+from itertools import pairwise
 from os.path import commonprefix
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_every_wanted_token_finds_its_score(samples, every):
         assert batch.position_ids[0, batch.hidden_index[score]] == place - 1
         scores.add(tuple(sample.input_ids[: place + 1].tolist()))
     assert len(batch.targets) == len(scores), "one score a distinct beginning and target"
+
+
+@given(several.filter(lambda sequences: any(sequences)))
+@example([[0, 1, 255], [0, 256], [0, 1, 255], [0, 1], [], [256]])
+def test_the_keys_of_a_query_are_what_it_follows_from_and_itself(sequences):
+    places, row = share_prefixes([np.array(ids, dtype=np.int32) for ids in sequences])
+    ids = np.zeros(len(row.row_index), dtype=np.int64)
+    for held, tokens in zip(places, sequences):
+        ids[held] = tokens
+    query_ends, key_ends = row.keys.query_ends.tolist(), row.keys.key_ends.tolist()
+    assert query_ends[0] == key_ends[0] == 0 and query_ends[-1] == len(ids) and key_ends[-1] == len(row.keys.index)
+    assert max(np.diff(query_ends)) == row.keys.most_queries and max(np.diff(key_ends)) == row.keys.most_keys
+    assert min(np.diff(query_ends)) > 0, "a kernel gets no empty sequence"
+    seen = []
+    for (first, end), key_end, key_start in zip(pairwise(query_ends), key_ends[1:], key_ends):
+        for query in range(first, end):
+            keys = row.keys.index[key_start : key_end - (end - 1 - query)].numpy()
+            assert keys[-1] == query
+            seen.append(tuple(ids[keys].tolist()))
+    assert sorted(seen) == sorted({tuple(one[: end + 1]) for one in sequences for end in range(len(one))})
 
 
 def test_the_order_of_samples_stays():

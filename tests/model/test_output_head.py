@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.model import output_head
-from pipa_openrlhf.model.output_head import single_pass_loss
+from pipa_openrlhf.model.output_head import chunk_tokens, single_pass_loss
 from pipa_openrlhf.model.policy import Policy, ValueHead
 from pipa_openrlhf.objectives.batch_loss import TokenTerms
 from pipa_openrlhf.objectives.sft import sft_token_loss
@@ -114,6 +114,30 @@ def test_gradients_of_full_fine_tuning_are_those_of_the_ordinary_loss(name, fuse
         assert wanted is not None or parameter.grad is None or not parameter.grad.any(), parameter_name
         if wanted is not None:
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-5, msg=parameter_name)
+
+
+def test_a_chunk_fills_a_share_of_the_free_memory(monkeypatch):
+    monkeypatch.undo()  # of the small chunks
+    sizes = {free: chunk_tokens(152_064, free) for free in (None, 0, 2**30, 8 * 2**30, 2**40)}
+    # A quarter of 8 GiB holds 882 tokens of 16 bytes a logit, of which the power of two below is taken.
+    assert sizes == {None: 220, 0: 220, 2**30: 220, 8 * 2**30: 512, 2**40: 2048}
+    assert chunk_tokens(258, 2**40) == chunk_tokens(258, None) == 2**25 // 258, "small vocabularies lose nothing"
+    assert chunk_tokens(2**30, None) == 1
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["two_passes", "single_pass"])
+def test_free_memory_changes_the_chunks_and_nothing_else(monkeypatch, fused):
+    batch, results = collate(random_samples(LENGTHS, VOCAB), None, 0, "padded"), []
+    for free, rows in ((None, CHUNK), (4 * 16 * VOCAB * 9, 8)):
+        monkeypatch.setattr(output_head, "free_memory", lambda free=free: free)
+        policy = Policy(make("llama"))
+        with RowsOfLogits() as seen:
+            output = policy(batch, sft_terms(batch) if fused else None)
+            (output.loss if fused else output.log_f.sum()).backward()
+        assert seen.most == rows
+        results.append((output.log_f, *(one.grad for one in policy.parameters())))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def nll(log_f, log_p, u, label):

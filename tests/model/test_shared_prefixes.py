@@ -1,6 +1,7 @@
 """Sequences that share every common prefix, against the same sequences in rows of their own."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,6 +233,50 @@ def trees_and_sequences(kernel, dtype, **inputs):
 def test_a_tree_attends_like_its_sequences(scaling):
     for one, other in zip(*trees_and_sequences(sdpa_attention_forward, torch.float64, scaling=scaling)):
         torch.testing.assert_close(one, other, **EXACT)
+
+
+def plain_varlen(query, key, value, query_ends, key_ends, most_queries, most_keys, scaling):
+    """Query by query, what a kernel for sequences of any length computes."""
+    rows, heads = [], query.shape[1] // key.shape[1]
+    for (first, end), (key_first, key_end) in zip(pairwise(query_ends.tolist()), pairwise(key_ends.tolist())):
+        assert end - first <= most_queries and key_end - key_first <= most_keys
+        for number in range(first, end):
+            seen = slice(key_first, key_end - (end - 1 - number))
+            keys, values = (one[seen].repeat_interleave(heads, 1) for one in (key, value))
+            scores = torch.einsum("hd,khd->hk", query[number], keys)
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            rows.append(torch.einsum("hk,khd->hd", (scores * scale).softmax(-1), values))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_a_kernel_for_any_length_attends_like_one_for_padded_sequences(monkeypatch, scaling):
+    (alone, _) = trees_and_sequences(sdpa_attention_forward, torch.float64, scaling=scaling)
+    monkeypatch.setattr(shared_prefixes, "_varlen_kernel", lambda *_: plain_varlen)
+    for results in trees_and_sequences(None, torch.float64, scaling=scaling):
+        for one, other in zip(results, alone):
+            torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt-neox"])
+def test_the_policy_is_the_same_with_a_kernel_for_any_length(monkeypatch, name):
+    samples, results = branching_samples(VOCAB), []
+    for kernel in (None, plain_varlen):
+        monkeypatch.setattr(shared_prefixes, "_varlen_kernel", lambda *_, kernel=kernel: kernel)
+        policy = policy_of(name, lora=True)
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()
+        output = policy(batch_of(samples, "shared"))
+        scalar_of(output).backward()
+        results.append((output.log_f, gradients(policy)))
+    torch.testing.assert_close(results[1][0], results[0][0], **EXACT)
+    assert_same(results[1][1], results[0][1])
+
+
+def test_a_cpu_has_no_kernel_for_any_length():
+    query = torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
+    for kernel in ("sdpa", "flash_attention_2"):
+        assert shared_prefixes._varlen_kernel(kernel, query, query, query, {}) is None
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
