@@ -18,7 +18,7 @@ def test_a_pass_takes_what_a_share_of_the_free_memory_holds_and_no_less_than_tra
     assert pass_budget(100_000, 640 * GIB, 300_000) == 100_000
 
 
-@pytest.mark.parametrize("free, most", [(None, 1), (GIB, 21)])
+@pytest.mark.parametrize("free, most", [(None, 1), (GIB, 10)])
 def test_the_budget_decides_how_many_answers_a_pass_takes(small_run, monkeypatch, free, most):
     sizes = []
     collate = fill.collate
@@ -28,4 +28,4 @@ def test_the_budget_decides_how_many_answers_a_pass_takes(small_run, monkeypatch
     monkeypatch.setattr(Strategy, "least_free_memory", lambda self: free)
     words = {"train.micro_batch_size": 1, "prior.model_name_or_path": None, "train.max_epochs": 1}
     train("train_pipa", *small_run("out", **words, **{"train.share_prefixes": "false"}))
-    assert max(sizes) == most and sum(sizes) > 1
+    assert sum(sizes) == 10 and max(sizes) == most
