@@ -202,7 +202,7 @@ class Policy(nn.Module):
         # Some residual streams in float32; query, key, value, their rotations and copies for sequences of their own;
         # gate, up, their product and what lies between; of every expert of a token.
         numbers = 24 * config.hidden_size + 6 * copies * (wide + config.hidden_size)
-        return numbers * self.causal_lm.get_input_embeddings().weight.element_size()
+        return numbers * cast(nn.Embedding, self.causal_lm.get_input_embeddings()).weight.element_size()
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -137,7 +137,7 @@ def _varlen_kernel(
     """What computes the attention of ``kernel`` for sequences of any length; None where nothing does."""
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     is_capped = any(options.get(name) is not None for name in ("softcap", "s_aux"))
-    if query.device.type == "cpu" or not is_half or is_capped or not _is_plain(options):
+    if not query.is_cuda or not is_half or is_capped or not _is_plain(options):
         return None
     if kernel == "flash_attention_2":
         return _flash_attn_varlen()
