@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--small", action="store_true", help="tiny shapes, to see on any machine that everything runs")
-    add("--minutes", type=float, default=7.5, help="after which nothing new begins")
+    add("--minutes", type=float, default=7.0, help="after which nothing new begins")
     add("--output", default="benchmarks/results/gpu.json")
     options = parser.parse_args()
     if not (options.small or torch.cuda.is_available()):
@@ -167,7 +167,7 @@ def make_problems(count: int, prompt: int, answer: int) -> list[Problem]:
 
 def measure_training(name: str, config: PretrainedConfig, small: bool, deadline: float) -> dict:
     """Every arm on one model, and the table."""
-    problems = make_problems(2, 8, 24) if small else make_problems(8, 128, 384)
+    problems = make_problems(2, 8, 24) if small else make_problems(4, 128, 384)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         weights = save_random_model(work / "model", config)
