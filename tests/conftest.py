@@ -84,6 +84,16 @@ def fast_quickstart(run_script, tmp_path_factory):
     return work, done.stdout
 
 
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """``two_ranks("train_pipa", *flags)``: a run on two ranks, which are started once for all such runs."""
+    from several_runs import TwoRanks
+
+    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
+    yield ranks.run
+    ranks.close()
+
+
 @pytest.fixture
 def small_run(tiny_models, tmp_path):
     """``small_run(output, **{"flag": value})`` -> the flags of a run: six steps, checkpoints after each."""

@@ -8,12 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
+import several_runs
 import tiny
 
 from pipa_openrlhf.distributed.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTERS = {tiny.train, tiny.run_in_process, tiny.start_module, subprocess.run, subprocess.Popen, Strategy}
+STARTERS = {
+    tiny.train,
+    tiny.run_in_process,
+    tiny.start_module,
+    several_runs.TwoRanks,
+    subprocess.run,
+    subprocess.Popen,
+    Strategy,
+}
 
 
 def trains(item) -> bool:
@@ -47,9 +56,14 @@ def _used(function: FunctionType) -> list[Callable]:
     """The functions and classes that a function names, as ``train`` or ``tiny.train``, or imports."""
     names = _names(function.__code__)
     found = [function.__globals__[name] for name in names if name in function.__globals__]
-    found += [importlib.import_module(name) for name in names if name.startswith("pipa_openrlhf.")]
+    found += [importlib.import_module(name) for name in names if name.startswith("pipa_openrlhf.") or _is_ours(name)]
     of_modules = [vars(one)[name] for one in found if isinstance(one, ModuleType) for name in names & vars(one).keys()]
     return [one for one in found + of_modules if isinstance(one, FunctionType | type)]
+
+
+def _is_ours(name: str) -> bool:
+    """Whether it is a module beside this file."""
+    return (ROOT / "tests" / f"{name}.py").is_file()
 
 
 def _names(code: CodeType) -> set[str]:

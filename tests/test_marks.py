@@ -38,6 +38,12 @@ def by_an_import_within():
     main(None)
 
 
+def on_two_ranks_by_an_import_within():
+    from several_runs import TwoRanks
+
+    TwoRanks(ROOT)
+
+
 def a_process():
     subprocess.run(["true"])
 
@@ -56,7 +62,16 @@ def no_training():
 
 
 @pytest.mark.parametrize(
-    "function", [direct, through_a_helper, uses_the_context, by_an_import_within, a_process, with_examples]
+    "function",
+    [
+        direct,
+        through_a_helper,
+        uses_the_context,
+        by_an_import_within,
+        on_two_ranks_by_an_import_within,
+        a_process,
+        with_examples,
+    ],
 )
 def test_what_reaches_a_starter_is_marked(function):
     assert reaches_a_starter(function)
