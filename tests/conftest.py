@@ -42,13 +42,20 @@ def log_lines() -> Iterator[list[str]]:
         yield lines
 
 
-def pytest_collection_modifyitems(items):
-    """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones."""
+def pytest_collection_modifyitems(config, items):
+    """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones.
+
+    Where several processes share the files of tests, the longest come first, so that none is left to one of them at
+    the end.
+    """
     import marks
 
     for item in items:
         if marks.trains(item):
             item.add_marker("trains")
+    if hasattr(config, "workerinput"):
+        seconds = marks.seconds_of_files(items)
+        items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
-"""Which tests train or start a process, read off their code, so that no list has to be kept."""
+"""Which tests train or start a process, and about how long they take, read off their code: no list has to be kept."""
 
 import functools
 import importlib
 import inspect
+import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -14,6 +16,8 @@ import tiny
 from pipa_openrlhf.distributed.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parent.parent
+# How the docstring of a slow test says how long it takes.
+SECONDS = re.compile(r"\b(\d+) seconds\b")
 STARTERS = {
     tiny.train,
     tiny.run_in_process,
@@ -29,6 +33,17 @@ def trains(item) -> bool:
     """Whether a collected test reaches a starter, itself or by its fixtures."""
     fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
     return any(reaches_a_starter(function) for function in (item.function, *fixtures))
+
+
+def seconds_of_files(items) -> Counter[Path]:
+    """About how long the tests of each file take: slow ones say it, one that trains takes about a second."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            seconds[item.path] += int(SECONDS.search(item.function.__doc__)[1])
+        else:
+            seconds[item.path] += 1 if item.get_closest_marker("trains") else 0.02
+    return seconds
 
 
 @functools.cache

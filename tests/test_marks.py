@@ -1,7 +1,6 @@
 """The mark `trains` and the filter of warnings, on functions and modules made here; what the mark `slow` asks for."""
 
 import ast
-import re
 import subprocess
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import ROOT, reaches_a_starter, trains
+from marks import ROOT, SECONDS, reaches_a_starter, seconds_of_files, trains
 from tiny import flags, make_model
 
 
@@ -99,6 +98,16 @@ def test_the_others_have_no_mark(request):
     assert not request.node.get_closest_marker("trains")
 
 
+def test_files_whose_tests_take_longest_are_known():
+    def item(path: str, *marks: str, says: str = ""):
+        function = SimpleNamespace(__doc__=says)
+        return SimpleNamespace(path=path, function=function, get_closest_marker=lambda mark: mark in marks)
+
+    quick = [item("quick.py") for _ in range(10)]
+    seconds = seconds_of_files([*quick, item("a.py", "trains"), item("b.py", "slow", says="About 90 seconds.")])
+    assert sorted(seconds, key=seconds.get) == ["quick.py", "a.py", "b.py"] and seconds["b.py"] == 90
+
+
 SLOW = {
     f"{path.relative_to(ROOT)}::{node.name}": node
     for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -109,7 +118,7 @@ SLOW = {
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_slow_test_states_its_seconds(name):
-    assert re.search(r"\b\d+ seconds\b", ast.get_docstring(SLOW[name]) or ""), name
+    assert SECONDS.search(ast.get_docstring(SLOW[name]) or ""), name
 
 
 def test_the_mark_slow_stands_on_functions_alone():
