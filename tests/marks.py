@@ -36,13 +36,17 @@ def trains(item) -> bool:
 
 
 def seconds_of_files(items) -> Counter[Path]:
-    """About how long the tests of each file take: slow ones say it, one that trains takes about a second."""
+    """About how long the tests of each file take: slow ones say it for all their parameters, one that trains takes
+    about a second."""
     seconds: Counter[Path] = Counter()
+    slow = {}
     for item in items:
         if item.get_closest_marker("slow"):
-            seconds[item.path] += int(SECONDS.search(item.function.__doc__)[1])
+            slow[item.function] = item.path
         else:
             seconds[item.path] += 1 if item.get_closest_marker("trains") else 0.02
+    for function, path in slow.items():
+        seconds[path] += int(SECONDS.search(function.__doc__)[1])
     return seconds
 
 

@@ -99,13 +99,14 @@ def test_the_others_have_no_mark(request):
 
 
 def test_files_whose_tests_take_longest_are_known():
-    def item(path: str, *marks: str, says: str = ""):
-        function = SimpleNamespace(__doc__=says)
-        return SimpleNamespace(path=path, function=function, get_closest_marker=lambda mark: mark in marks)
+    def for_each():
+        """For all together 90 seconds."""
 
-    quick = [item("quick.py") for _ in range(10)]
-    seconds = seconds_of_files([*quick, item("a.py", "trains"), item("b.py", "slow", says="About 90 seconds.")])
-    assert sorted(seconds, key=seconds.get) == ["quick.py", "a.py", "b.py"] and seconds["b.py"] == 90
+    def item(path: str, *marks: str):
+        return SimpleNamespace(path=path, function=for_each, get_closest_marker=lambda mark: mark in marks)
+
+    seconds = seconds_of_files([item("a.py")] * 10 + [item("b.py", "trains")] + [item("c.py", "slow")] * 2)
+    assert sorted(seconds, key=seconds.get) == ["a.py", "b.py", "c.py"] and seconds["c.py"] == 90
 
 
 SLOW = {
