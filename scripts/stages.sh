@@ -9,9 +9,6 @@ for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4; do
   if [ -e "$library" ]; then export LD_PRELOAD="$library"; fi
 done
 
-# Two runs on one machine need two ports.
-launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module)
-
 # stage FOLDER NAME COMMAND...: run the command once; its marker in FOLDER/done holds the command, for the report.
 stage() {
   local done_folder=$1/done name=$2 start=$SECONDS
@@ -29,4 +26,9 @@ stage() {
 commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
 
 # bf16, or float32 on a CPU that is slower in bf16.
-dtype=$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype; print(fastest_dtype())' | tail -n 1)
+read -r dtype device <<< "$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype, on_cpu
+print(fastest_dtype(), "cpu" if on_cpu() else "accelerator")' | tail -n 1)"
+
+# How training is started. A CPU is one rank, which needs no launcher: DeepSpeed's imports torch twice more, for longer
+# than a short run takes. Two runs on one machine need two ports.
+if [ "$device" = cpu ]; then launch=(python -m); else launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module); fi

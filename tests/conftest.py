@@ -42,13 +42,20 @@ def log_lines() -> Iterator[list[str]]:
         yield lines
 
 
-def pytest_collection_modifyitems(items):
-    """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones."""
+def pytest_collection_modifyitems(config, items):
+    """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones.
+
+    Where several processes share the files of tests, the longest come first, so that none is left to one of them at
+    the end.
+    """
     import marks
 
     for item in items:
         if marks.trains(item):
             item.add_marker("trains")
+    if hasattr(config, "workerinput"):
+        seconds = marks.seconds_of_files(items)
+        items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +89,16 @@ def fast_quickstart(run_script, tmp_path_factory):
     done = run_script("quickstart.sh", "--fast", "--work", work)
     assert done.returncode == 0, done.stderr[-2000:]
     return work, done.stdout
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """``two_ranks("train_pipa", *flags)``: a run on two ranks, which are started once for all such runs."""
+    from several_runs import TwoRanks
+
+    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
+    yield ranks.run
+    ranks.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The mark `trains` and the filter of warnings, on functions and modules made here; what the mark `slow` asks for."""
 
 import ast
-import re
 import subprocess
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import ROOT, reaches_a_starter, trains
+from marks import ROOT, SECONDS, reaches_a_starter, seconds_of_files, trains
 from tiny import flags, make_model
 
 
@@ -38,6 +37,12 @@ def by_an_import_within():
     main(None)
 
 
+def on_two_ranks_by_an_import_within():
+    from several_runs import TwoRanks
+
+    TwoRanks(ROOT)
+
+
 def a_process():
     subprocess.run(["true"])
 
@@ -56,7 +61,16 @@ def no_training():
 
 
 @pytest.mark.parametrize(
-    "function", [direct, through_a_helper, uses_the_context, by_an_import_within, a_process, with_examples]
+    "function",
+    [
+        direct,
+        through_a_helper,
+        uses_the_context,
+        by_an_import_within,
+        on_two_ranks_by_an_import_within,
+        a_process,
+        with_examples,
+    ],
 )
 def test_what_reaches_a_starter_is_marked(function):
     assert reaches_a_starter(function)
@@ -84,6 +98,17 @@ def test_the_others_have_no_mark(request):
     assert not request.node.get_closest_marker("trains")
 
 
+def test_files_whose_tests_take_longest_are_known():
+    def for_each():
+        """For all together 90 seconds."""
+
+    def item(path: str, *marks: str):
+        return SimpleNamespace(path=path, function=for_each, get_closest_marker=lambda mark: mark in marks)
+
+    seconds = seconds_of_files([item("a.py")] * 10 + [item("b.py", "trains")] + [item("c.py", "slow")] * 2)
+    assert sorted(seconds, key=seconds.get) == ["a.py", "b.py", "c.py"] and seconds["c.py"] == 90
+
+
 SLOW = {
     f"{path.relative_to(ROOT)}::{node.name}": node
     for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -94,7 +119,7 @@ SLOW = {
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_slow_test_states_its_seconds(name):
-    assert re.search(r"\b\d+ seconds\b", ast.get_docstring(SLOW[name]) or ""), name
+    assert SECONDS.search(ast.get_docstring(SLOW[name]) or ""), name
 
 
 def test_the_mark_slow_stands_on_functions_alone():

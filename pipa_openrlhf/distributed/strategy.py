@@ -12,6 +12,7 @@ import deepspeed
 import torch
 import transformers
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder import FusedAdamBuilder
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
@@ -115,8 +116,7 @@ class Strategy(DeepspeedStrategy):
                 RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
             )
         if on_cpu():
-            # DeepSpeed would compile its shared-memory collective here, which needs a compiler; gloo does without.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            _compile_nothing()
             _wait_for_every_gather()
         else:
             get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -250,6 +250,20 @@ class Strategy(DeepspeedStrategy):
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
+
+
+def _compile_nothing() -> None:
+    """Keep DeepSpeed on CPU from compiling what it can do without, which takes a compiler and minutes of its time.
+
+    That is a collective over shared memory, which gloo replaces, and the Adam of Muon's other parameters, in whose
+    place Muon computes it in torch.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    def refuse(self, verbose: bool = True) -> None:
+        raise RuntimeError("it is not compiled on CPU")
+
+    FusedAdamBuilder.jit_load = refuse
 
 
 def _wait_for_every_gather() -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -17,43 +18,60 @@ from pipa_openrlhf.cli import entry
 from pipa_openrlhf.errors import UserError
 
 def main(args):
-    raise {error}(sys.argv[1])
+    raise UserError(sys.argv[1])
 
 entry.run(main, "objectives", [])
 """
 
 
-def run_ranks(messages: list[str], error: str = "UserError", port: str = "29500") -> list[str]:
-    """Lines that ranks with these messages print, each a process of its own."""
-    lines = []
-    for rank, message in enumerate(messages):
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(messages)), "MASTER_PORT": port}
-        command = [sys.executable, "-c", RANK.format(error=error), message]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        lines += filter(None, done.stderr.splitlines())
-    return lines
-
-
 @pytest.fixture(autouse=True)
 def temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(rank_errors.tempfile, "tempdir", None)
 
 
-def test_the_same_mistake_of_all_ranks_is_shown_once_with_its_host():
-    assert run_ranks(["no such file"] * 3) == [f"error: no such file (rank 0 on {socket.gethostname()})"]
+def environment_of(rank: int, ranks: int, port: str = "29500") -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
 
 
-def test_a_mistake_of_one_rank_is_shown():
+def test_the_same_mistake_of_several_processes_is_shown_once_with_its_host():
+    lines = []
+    for rank in range(2):
+        environment = {**os.environ, **environment_of(rank, 2)}
+        command = [sys.executable, "-c", RANK, "no such file"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines += filter(None, done.stderr.splitlines())
+    assert lines == [f"error: no such file (rank 0 on {socket.gethostname()})"]
+
+
+@pytest.fixture
+def run_ranks(monkeypatch, capsys):
+    """``run_ranks(messages)`` -> lines that ranks with these messages print, one after the other in this process."""
+
+    def fail(error: Exception, _config) -> None:
+        raise error
+
+    def run(messages: list[str], error: type = UserError, port: str = "29500") -> list[str]:
+        for rank, message in enumerate(messages):
+            for name, value in environment_of(rank, len(messages), port).items():
+                monkeypatch.setenv(name, value)
+            assert entry.run(partial(fail, error(message)), "objectives", []) == 1
+        return [line for line in capsys.readouterr().err.splitlines() if line]
+
+    return run
+
+
+def test_a_mistake_of_one_rank_is_shown(run_ranks):
     lines = run_ranks(["model: no such folder", "data: no such file", "model: no such folder"])
     assert [line.split(" (")[0] for line in lines] == ["error: model: no such folder", "error: data: no such file"]
     assert "(rank 1 on" in lines[1]
 
 
-def test_errors_of_the_system_are_shown_once_too():
-    assert len(run_ranks(["disk"] * 2, error="OSError")) == 1
+def test_errors_of_the_system_are_shown_once_too(run_ranks):
+    assert len(run_ranks(["disk"] * 2, error=OSError)) == 1
 
 
-def test_the_next_run_shows_the_same_mistake_again():
+def test_the_next_run_shows_the_same_mistake_again(run_ranks):
     assert len(run_ranks(["no such file"] * 2) + run_ranks(["no such file"] * 2, port="29501")) == 2
 
 

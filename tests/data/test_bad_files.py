@@ -7,7 +7,7 @@ import pytest
 from bad_files import FILES, GOOD, LINE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_tokenizer, run_module
+from tiny import make_tokenizer, run_in_process, run_module
 
 from pipa_openrlhf.data.dataset import LoadedData, load_samples
 from pipa_openrlhf.data.json_rows import read_json_rows
@@ -74,19 +74,29 @@ def test_a_bad_row_is_left_out_and_listed_where_that_is_asked_for(name, tmp_path
     assert [where for where, _ in loaded.bad_rows] == [f"{path} line 2"]
 
 
-@pytest.mark.parametrize("name", ["half_pair_in_problem_id.jsonl", "deep_list.jsonl", "latin1.jsonl", "ragged.csv"])
-def test_a_command_says_it_in_a_line(name, tmp_path, tiny_models):
+def check_refusal(status: int, output: str, errors: str, path) -> None:
+    assert status == 1 and "Traceback" not in errors + output
+    assert [line for line in errors.splitlines() if line.startswith("error: ")][0].startswith(f"error: {path}")
+
+
+@pytest.mark.parametrize("name", ["deep_list.jsonl", "latin1.jsonl", "ragged.csv"])
+def test_a_command_says_it_in_a_line(name, tmp_path, tiny_models, capsys):
     path = tmp_path / name
     path.write_bytes(FILES[name])
-    done = run_module("inspect_data", "--data.dataset", path, "--model.model_name_or_path", tiny_models / "policy")
-    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")][0].startswith(f"error: {path}")
+    words = ["--data.dataset", path, "--model.model_name_or_path", tiny_models / "policy"]
+    status = run_in_process("inspect_data", *words)
+    check_refusal(status, *capsys.readouterr(), path)
 
 
 def test_a_command_can_print_what_no_encoding_has(tmp_path, tiny_models):
-    path = tmp_path / "half.jsonl"
-    path.write_bytes(FILES["half_pair_in_a_key.jsonl"])
-    done = run_module("inspect_data", "--data.dataset", path, "--model.model_name_or_path", tiny_models / "policy")
+    """Real processes, whose output has an encoding."""
+    for name in ("half_pair_in_problem_id.jsonl", "half_pair_in_a_key.jsonl"):
+        (tmp_path / name).write_bytes(FILES[name])
+    model = ["--model.model_name_or_path", tiny_models / "policy"]
+    path = tmp_path / "half_pair_in_problem_id.jsonl"
+    done = run_module("inspect_data", "--data.dataset", path, *model)
+    check_refusal(done.returncode, done.stdout, done.stderr, path)
+    done = run_module("inspect_data", "--data.dataset", tmp_path / "half_pair_in_a_key.jsonl", *model)
     assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout, done.stderr[-2000:]
     assert "not read: \\ud800" in done.stdout
 

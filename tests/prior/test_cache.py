@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from samples import random_samples
-from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
+from tiny import read_jsonl, run_in_process, train, write_jsonl
 
 from pipa_openrlhf.data.samples import as_samples, sequence_key
 from pipa_openrlhf.errors import UserError
@@ -221,8 +221,8 @@ def test_cached_values_are_those_of_the_prior(small_run, tmp_path):
     assert same["logratio/chosen"] == pytest.approx(0, abs=1e-5)
 
 
-def test_two_ranks_fill_one_cache(small_run, tmp_path, capsys):
-    result = run_module("train_pipa", *small_run("two", **{"ds.zero_stage": 3, "ckpt.save_steps": None}), ranks=2)
+def test_two_ranks_fill_one_cache(small_run, two_ranks, tmp_path, capsys):
+    result = two_ranks("train_pipa", *small_run("two", **{"ds.zero_stage": 3, "ckpt.save_steps": None}))
     assert result.returncode == 0, result.stderr[-2000:]
     assert hits_and_misses(result.stdout) == [(0, 10)]
     assert len(shards(tmp_path / "cache")) == 2

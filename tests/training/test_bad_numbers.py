@@ -210,9 +210,9 @@ def test_bad_steps_are_counted_over_resumes(one_bad_record, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_leave_out_the_same_step(one_bad_record, tmp_path, stage):
+def test_two_ranks_leave_out_the_same_step(one_bad_record, two_ranks, tmp_path, stage):
     words = one_bad_record("out", **{"ds.zero_stage": stage, "lr_warmup_ratio": 0})
-    result = run_module("train_pipa", *words, ranks=2, timeout=120)
+    result = two_ranks("train_pipa", *words)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     bad = [index for index, row in enumerate(rows) if row["loss"] is None]

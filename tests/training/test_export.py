@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from reference import value_logits
 from safetensors.torch import load_file
-from tiny import make_model, make_tokenizer, read_jsonl, run_module, save_adapter, train
+from tiny import make_model, make_tokenizer, read_jsonl, save_adapter, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipa_openrlhf
@@ -171,10 +171,10 @@ def test_bf16(trained, tiny_models, changes):
 
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
-def test_stage_three_on_two_ranks_exports_the_same(small_run, tmp_path, changes):
+def test_stage_three_on_two_ranks_exports_the_same(small_run, two_ranks, tmp_path, changes):
     changes = {**changes, "ckpt.save_steps": None, "adam.lr": 1e-3}
     train("train_pipa", *small_run("two", **{**changes, "ds.zero_stage": 2}))
-    result = run_module("train_pipa", *small_run("three", **{**changes, "ds.zero_stage": 3}), ranks=2)
+    result = two_ranks("train_pipa", *small_run("three", **{**changes, "ds.zero_stage": 3}))
     assert result.returncode == 0, result.stderr[-2000:]
     assert files(tmp_path / "two") == files(tmp_path / "three")
     for name in files(tmp_path / "two"):

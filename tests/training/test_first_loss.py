@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import pipa_loss, token_log_probs, value_logits
 from safetensors.torch import load_file
-from tiny import read_jsonl, run_module, train, write_jsonl
+from tiny import read_jsonl, train, write_jsonl
 
 EOS = 257
 # Eight answers to four problems, each right one beside a wrong one.
@@ -111,13 +111,10 @@ def test_first_loss_equals_the_formula(setting, tmp_path, variant, annotation, d
 
 
 @pytest.mark.parametrize("variant, stage, micro", [("m", 2, 1), ("n", 3, 3)])
-def test_first_loss_on_two_ranks(setting, tmp_path, variant, stage, micro):
+def test_first_loss_on_two_ranks(setting, two_ranks, tmp_path, variant, stage, micro):
     changes = {"pipa.variant": variant, "data.annotation": "step", "ds.zero_stage": stage}
-    result = run_module(
-        "train_pipa",
-        *flags(setting, "unpaired", tmp_path / "out", **changes, **{"train.micro_batch_size": micro}),
-        ranks=2,
-    )
+    words = flags(setting, "unpaired", tmp_path / "out", **changes, **{"train.micro_batch_size": micro})
+    result = two_ranks("train_pipa", *words)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     assert rows[0]["loss"] == pytest.approx(expected_loss(setting, variant, "step", "sum"), rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from openrlhf.utils.distributed_sampler import DistributedSampler
 from safetensors.torch import load_file
-from tiny import read_jsonl, run_module, train, write_jsonl
+from tiny import read_jsonl, train, write_jsonl
 
 from pipa_openrlhf.data.batch import collate
 from pipa_openrlhf.data.plan import global_batches
@@ -44,15 +44,15 @@ def assert_same(first, second, rel=1e-5, abs=2e-5) -> None:
 
 
 @pytest.fixture
-def one_run(small_run, tmp_path):
+def one_run(small_run, two_ranks, tmp_path):
     """``one_run({"flag": value})`` -> metrics and weights of a run of three steps, the last batch partial."""
     numbers = iter(range(99))
 
-    def make(changes: dict, ranks: int = 0):
+    def make(changes: dict, on_two: bool = False):
         name = f"run{next(numbers)}"
         words = small_run(name, **{"train.max_epochs": 1, "ckpt.save_steps": None, "adam.lr": 1e-3, **changes})
-        if ranks:
-            result = run_module("train_pipa", *words, ranks=ranks)
+        if on_two:
+            result = two_ranks("train_pipa", *words)
             assert result.returncode == 0, result.stderr[-3000:]
         else:
             train("train_pipa", *words)
@@ -146,14 +146,14 @@ def test_two_ranks_equal_one(one_run, stage, changes):
     plain = {"ds.zero_stage": 0, "ds.packing_samples": None, "train.max_tokens_per_micro_batch": None}
     expected = one_run({**base, **plain})
     assert len(expected[0]) == 4
-    assert_same(expected, one_run(base, ranks=2))
+    assert_same(expected, one_run(base, on_two=True))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_sum_gradients_in_bf16_too(one_run, stage):
     """Each rank's own gradients would give a norm about 1.6 times as large."""
     base = {"ds.zero_stage": stage, "ds.param_dtype": "bf16", **ONE_AT_A_TIME}
-    norms = [[row["grad_norm"] for row in one_run(base, ranks)[0]] for ranks in (0, 2)]
+    norms = [[row["grad_norm"] for row in one_run(base, on_two)[0]] for on_two in (False, True)]
     assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 

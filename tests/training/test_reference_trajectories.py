@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from several_runs import run_on_two_ranks
 from tiny import flags, make_model, make_tokenizer, read_jsonl, train, write_jsonl
 
 RECORD = Path(__file__).with_name("reference_trajectories.json")
@@ -160,27 +159,11 @@ def trajectory(rows: list[dict]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in ("loss", "grad_norm")}
 
 
-def run_two_ranks(root: Path) -> None:
-    """Every run on two ranks, in one launch: starting torch takes longer than a run."""
-    runs = [
-        command(root, objective, layout)
-        for layout, (ranks, _, objectives) in LAYOUTS.items()
-        if ranks == 2
-        for objective in objectives
-    ]
-    run_on_two_ranks(runs, root / "jobs.json", timeout=600)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trajectories")
     write_inputs(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def two_ranks_ran(root):
-    run_two_ranks(root)
 
 
 def cases() -> list:
@@ -189,12 +172,13 @@ def cases() -> list:
 
 
 @pytest.mark.parametrize("layout, objective", cases())
-def test_the_recorded_trajectory_is_followed(root, layout, objective, request):
+def test_the_recorded_trajectory_is_followed(root, layout, objective, two_ranks):
+    module, words = command(root, objective, layout)
     if LAYOUTS[layout][0] == 1:
-        module, words = command(root, objective, layout)
         rows = train(module, *words)
     else:
-        request.getfixturevalue("two_ranks_ran")
+        result = two_ranks(module, *words)
+        assert result.returncode == 0, result.stderr[-3000:]
         rows = read_jsonl(root / layout / objective / "metrics.jsonl")
     recorded, got = json.loads(RECORD.read_text())["trajectories"][objective], trajectory(rows)
     assert len(got["loss"]) == len(recorded["loss"]) == STEPS

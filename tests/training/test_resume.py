@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
-from tiny import read_jsonl, run_in_process, run_module, start_module, train, write_jsonl
+from tiny import read_jsonl, run_in_process, start_module, train, write_jsonl
 
 from pipa_openrlhf.settings import updated
 from pipa_openrlhf.training.checkpoint import EngineState
@@ -65,26 +65,26 @@ def test_resumed_run_follows_the_uninterrupted_one(small_run, tmp_path, stage, d
         assert_same_end(tmp_path / "whole", resumed)
 
 
-def test_two_ranks_resume_on_two_and_on_one(small_run, tmp_path):
+def test_two_ranks_resume_on_two_and_on_one(small_run, two_ranks, tmp_path):
     changes = {"ds.zero_stage": 3}
-    result = run_module("train_pipa", *small_run("whole", **changes), ranks=2)
+    result = two_ranks("train_pipa", *small_run("whole", **changes))
     assert result.returncode == 0, result.stderr[-2000:]
     whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     changes["ckpt.load_enable"] = True
     for name in ("two", "one"):
         cut(tmp_path / "whole", tmp_path / name, 2)
-    result = run_module("train_pipa", *small_run("two", **changes), ranks=2)
+    result = two_ranks("train_pipa", *small_run("two", **changes))
     assert result.returncode == 0, result.stderr[-2000:]
     assert losses(read_jsonl(tmp_path / "two" / "metrics.jsonl")) == pytest.approx(losses(whole), rel=1e-6)
     assert_same_end(tmp_path / "whole", tmp_path / "two")
     assert losses(train("train_pipa", *small_run("one", **changes))) == pytest.approx(losses(whole), rel=1e-4)
 
 
-def test_two_ranks_resume_with_their_dropout_masks(small_run, tmp_path):
+def test_two_ranks_resume_with_their_dropout_masks(small_run, two_ranks, tmp_path):
     changes = {**LORA, "ds.zero_stage": 2}
-    assert run_module("train_pipa", *small_run("whole", **changes), ranks=2).returncode == 0
+    assert two_ranks("train_pipa", *small_run("whole", **changes)).returncode == 0
     cut(tmp_path / "whole", tmp_path / "resumed", 4)
-    assert run_module("train_pipa", *small_run("resumed", **changes), "--ckpt.load_enable", ranks=2).returncode == 0
+    assert two_ranks("train_pipa", *small_run("resumed", **changes), "--ckpt.load_enable").returncode == 0
     whole, resumed = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "resumed"))
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-6)
 

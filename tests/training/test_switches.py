@@ -2,7 +2,7 @@
 
 import pytest
 from safetensors.torch import load_file
-from tiny import read_jsonl, run_module, train, write_jsonl
+from tiny import read_jsonl, train, write_jsonl
 
 from pipa_openrlhf.model.policy import Policy, ValueHead
 
@@ -23,18 +23,18 @@ MODULES = {
 
 
 @pytest.fixture
-def losses(small_run, tmp_path):
+def losses(small_run, two_ranks, tmp_path):
     """``losses(objective, **flags)`` -> loss of every step."""
     numbers = iter(range(99))
     data = write_jsonl(tmp_path / "answers.jsonl", ROWS)
 
-    def make(objective: str, ranks: int = 0, **changes) -> list[float]:
+    def make(objective: str, on_two: bool = False, **changes) -> list[float]:
         name = f"run{next(numbers)}"
         module, flags = MODULES[objective]
         changes = {"data.dataset": data, "ckpt.save_steps": None, "adam.lr": 1e-3, **FIXED, **flags, **changes}
         words = small_run(name, **changes)
-        if ranks:
-            result = run_module(module, *words, ranks=ranks)
+        if on_two:
+            result = two_ranks(module, *words)
             assert result.returncode == 0, result.stderr[-3000:]
             rows = read_jsonl(tmp_path / name / "metrics.jsonl")
         else:
@@ -116,7 +116,7 @@ def test_the_value_head_works_in_training_only(losses, monkeypatch):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharing_on_two_ranks(losses, stage):
     expected = losses("PIPA-N", **{"train.share_prefixes": "false"})
-    shared = losses("PIPA-N", ranks=2, **{"ds.zero_stage": stage, "train.micro_batch_size": 3})
+    shared = losses("PIPA-N", on_two=True, **{"ds.zero_stage": stage, "train.micro_batch_size": 3})
     assert shared == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
