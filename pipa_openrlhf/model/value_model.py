@@ -17,7 +17,7 @@ from pipa_openrlhf.model.output_head import decoder_of, only_accepted
 from pipa_openrlhf.model.policy import HEAD_WEIGHTS_FILE, ValueHead, load_value_head
 from pipa_openrlhf.prior.cache import file_sha256
 
-_TOKENS_AT_ONCE = 16_384
+_TOKENS_AT_ONCE = 8_192
 
 
 class ValueModel:
