@@ -18,7 +18,7 @@ done
 
 if $fast; then
   work=${work:-runs/quickstart-fast-seed$seed}
-  sizes=(--train 96 --sample 16 --validation 0 --test 12)
+  sizes=(--train 96 --sample 32 --validation 0 --test 24)
 else
   work=${work:-runs/quickstart-seed$seed}
   sizes=(--train 320 --sample 300 --validation 0 --test 600)

@@ -31,4 +31,8 @@ print(fastest_dtype(), "cpu" if on_cpu() else "accelerator")' | tail -n 1)"
 
 # How training is started. A CPU is one rank, which needs no launcher: DeepSpeed's imports torch twice more, for longer
 # than a short run takes. Two runs on one machine need two ports.
-if [ "$device" = cpu ]; then launch=(python -m); else launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module); fi
+if [ "$device" = cpu ]; then
+  launch=(python -m)
+else
+  launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module)
+fi

@@ -42,6 +42,16 @@ def log_lines() -> Iterator[list[str]]:
         yield lines
 
 
+@pytest.fixture(autouse=True)
+def no_group_is_left_behind() -> Iterator[None]:
+    """A process that a later test starts would take the group of one of an earlier test's training for its own."""
+    yield
+    from tiny import GROUP
+
+    for name in GROUP:
+        os.environ.pop(name, None)
+
+
 def pytest_collection_modifyitems(config, items):
     """Mark every test that trains or starts a process, so that ``-m "not trains"`` is the quick ones.
 

@@ -28,6 +28,10 @@ CHAT_TEMPLATE = (
 )
 
 
+# What a launcher tells a rank. Training in this process leaves those of its group of one behind.
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level tokenizer without merges: one token a byte, and the chat markers."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -102,9 +106,7 @@ def read_jsonl(path) -> list[dict]:
 
 def start_module(module: str, *flags, ranks: int = 0) -> subprocess.Popen:
     """The real command line: ``python -m`` (ranks=0), or the deepspeed launcher's per-rank environment."""
-    # Training in this process leaves the variables of its group of one behind.
-    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    inherited = {name: value for name, value in os.environ.items() if name not in GROUP}
     environment = {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     launcher = [sys.executable, "-m"]
     if ranks:

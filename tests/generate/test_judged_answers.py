@@ -90,7 +90,12 @@ def test_a_search_goes_on_where_it_was_and_is_no_other_one(judged, tmp_path, cap
 
 @pytest.mark.parametrize(
     "ends, steps",
-    [(["="], ["1 + 1 =", " 2\n2 * 2 =", " 4\n#### 4"]), (["+", r"4\n#"], ["1 +", " 1 = 2\n2 * 2 = 4\n#", "### 4"])],
+    [
+        (["="], ["1 + 1 =", " 2\n2 * 2 =", " 4\n#### 4"]),
+        (["+", r"4\n#"], ["1 +", " 1 = 2\n2 * 2 = 4\n#", "### 4"]),
+        # A line end with nothing before it is the beginning of a step.
+        (["2", r"\n"], ["1 + 1 = 2", "\n2", " * 2", " = 4\n", "#### 4"]),
+    ],
 )
 def test_what_ends_a_step(judged, model_folder, tmp_path, ends, steps):  # noqa: F811
     plain = judged | {"--model.model_name_or_path": model_folder, "--sbs.value": "none", "--sbs.temperature": "0"}

@@ -157,10 +157,11 @@ def test_at_temperature_0_it_is_greedy(parts, beams, samples):
 
 def test_an_answer_ends_before_another_problem(parts):
     settings = {**BASE, "temperature": 0.0, "max_new_tokens": 100, "max_depth": 99, "beams": 1, "value": "none"}
-    text = found(parts, SearchSettings(**settings))[0][1].text
+    whole = found(parts, SearchSettings(**settings))[0][1]
+    text = whole.text
     at = next(at for at in range(8, len(text)) if text[at : at + 2].isascii() and text.index(text[at : at + 2]) == at)
     cut = found(parts, SearchSettings(**settings, stop=text[at : at + 2]))[0][1]
-    assert cut.finished and cut.text == text[:at]
+    assert cut.finished and cut.text == text[:at] and cut.num_tokens < whole.num_tokens
 
 
 # ------------------------------------------------------------------------------ one tree, with steps made by hand

@@ -63,11 +63,13 @@ def test_nothing_has_no_state():
         ValueModel(make_model(0), make_head()).values([[1], []])
 
 
-def test_a_model_in_bf16_does_not_round_g_to_its_digits():
+def test_the_head_of_a_model_in_bf16_computes_in_float32():
     model, head = make_model(0).to(torch.bfloat16), make_head()
-    values = np.concatenate(ValueModel(model, head).token_values(SEQUENCES))
-    logits = torch.logit(torch.from_numpy(values))
-    assert not torch.equal(logits, logits.to(torch.bfloat16).float())
+    [values] = ValueModel(model, head).token_values(SEQUENCES[:1])
+    with torch.no_grad():
+        hidden = model.model(torch.tensor(SEQUENCES[:1])).last_hidden_state[0]
+        expected = torch.sigmoid(head.double()(hidden.double()))
+    np.testing.assert_allclose(values, expected.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import read_jsonl, train
+from tiny import GROUP, read_jsonl, train
 
 
 def start_launcher(ranks: int, flags: list[str]) -> subprocess.Popen:
     """The real ``deepspeed`` command, in a process group of its own as a terminal would make it."""
     launcher = Path(sys.executable).parent / "deepspeed"
-    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {name: value for name, value in os.environ.items() if name not in GROUP}
     # The launcher starts `python` from the search path.
     environment.update(PATH=f"{launcher.parent}:{environment['PATH']}", OMP_NUM_THREADS="1")
     port = str(20000 + os.getpid() % 20000)
