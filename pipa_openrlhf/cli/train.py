@@ -4,6 +4,7 @@
 """
 
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ def main(config: RunConfig, callbacks: "Sequence[Callback]" = ()) -> None:
     config.check()
     from pipa_openrlhf.training.run import StopOnSignals, train
 
-    train(config, [StopOnSignals(), *callbacks])
+    # A worker of Ray's trains in another thread, where no handler can be set.
+    signals = [StopOnSignals()] if threading.current_thread() is threading.main_thread() else []
+    train(config, [*signals, *callbacks])
 
 
 def cli() -> int:
