@@ -1,4 +1,4 @@
-"""Train on a Ray cluster: ``python -m pipa_openrlhf.cli.launch_ray --ray.num_workers 8 -- MODULE FLAGS``
+"""A training module, `sample` or `evaluate` on a Ray cluster: ``launch_ray --ray.num_workers 8 -- MODULE FLAGS``
 
 ``MODULE FLAGS`` is what follows ``deepspeed --module`` elsewhere: ``pipa_openrlhf.cli.train_pipa --data.dataset ...``
 """
@@ -15,6 +15,7 @@ from pipa_openrlhf.distributed.ray_launch import LaunchConfig
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import settings_of, with_absolute_paths
 
+_MODULES = (*TRAINING_MODULES, "sample", "evaluate")
 _USAGE = "write launch_ray --ray.num_workers 8 -- pipa_openrlhf.cli.train_pipa --data.dataset ..."
 
 # In the path of the folder in which a job of `ray job submit --working-dir` runs.
@@ -32,12 +33,12 @@ def main(config: LaunchConfig, command: list[str]) -> None:
     if not command:
         raise UserError(f"nothing to launch: {_USAGE}")
     module = command[0].removeprefix("pipa_openrlhf.cli.")
-    if module not in TRAINING_MODULES:
-        raise UserError(f"{command[0]} cannot be launched: it is not one of {', '.join(TRAINING_MODULES)}; {_USAGE}")
+    if module not in _MODULES:
+        raise UserError(f"{command[0]} cannot be launched: it is not one of {', '.join(_MODULES)}; {_USAGE}")
     run_config = parse(module, command[1:])
     run_config.check()
     config.check()
-    if config.restarts and not run_config.ckpt.load_enable:
+    if config.restarts and module in TRAINING_MODULES and not run_config.ckpt.load_enable:
         raise UserError(
             "a run that is restarted goes on from its checkpoints: give --ckpt.load_enable and --ckpt.save_steps "
             "after the module, or leave out --ray.max_failures and --ray.min_workers"
@@ -67,7 +68,8 @@ def _work(arguments: dict) -> None:
     # A bar rewrites its line, which a log of lines cannot: the reports stand for it.
     tqdm.display = lambda *_, **__: None
     main = importlib.import_module(f"pipa_openrlhf.cli.{arguments['module']}").main
-    main(arguments["config"], [ReportToRay()])
+    callbacks = [[ReportToRay()]] if arguments["module"] in TRAINING_MODULES else []
+    main(arguments["config"], *callbacks)
 
 
 def cli() -> int:

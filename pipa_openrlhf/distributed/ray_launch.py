@@ -63,7 +63,9 @@ class LaunchConfig:
             )
         parse_resources(self.ray.resources_per_worker)
         if importlib.util.find_spec("ray") is None:
-            raise UserError("launch_ray needs Ray: pip install 'pipa_openrlhf[ray]'")
+            raise UserError(
+                "launch_ray needs Ray: run scripts/install.sh, or install this package with its extra `ray`"
+            )
 
 
 def parse_resources(text: str | None) -> dict[str, float] | None:

@@ -82,7 +82,7 @@ def test_a_wrong_flag_is_named(flags, line):
 
 def test_a_machine_without_ray_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"launch_ray needs Ray: pip install 'pipa_openrlhf\[ray\]'"):
+    with pytest.raises(UserError, match="^launch_ray needs Ray: run scripts/install.sh"):
         LaunchConfig().check()
 
 
@@ -90,6 +90,14 @@ def test_a_machine_without_ray_is_told_what_to_install(monkeypatch):
 def test_a_run_that_may_be_restarted_must_have_what_a_restart_needs(settings, small_run):
     with pytest.raises(UserError, match="give --ckpt.load_enable and --ckpt.save_steps"):
         launch_ray.main(LaunchConfig(settings), ["train_pipa", *small_run("out")])
+
+
+def test_a_job_does_not_write_into_the_copy_that_ray_deletes(small_run, tmp_path, monkeypatch):
+    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UserError, match=f"^--ckpt.output_dir {copy}/out is in a copy that Ray deletes after the job"):
+        launch_ray.main(LaunchConfig(), ["train_pipa", *small_run("x", **{"ckpt.output_dir": "out"})])
 
 
 @pytest.mark.parametrize(
