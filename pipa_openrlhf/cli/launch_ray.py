@@ -58,18 +58,20 @@ def _check_outputs(config: Any) -> None:
 
 
 def _work(arguments: dict) -> None:
-    """What a worker does: the module's own main, in a thread of Ray's."""
+    """What a worker does, in a thread of Ray's, where no signal can be caught."""
     import ray.train
     from tqdm import tqdm
 
     from pipa_openrlhf.training.ray_report import ReportToRay
+    from pipa_openrlhf.training.run import train
 
     show_log(ray.train.get_context().get_world_rank())
     # A bar rewrites its line, which a log of lines cannot: the reports stand for it.
     tqdm.display = lambda *_, **__: None
-    main = importlib.import_module(f"pipa_openrlhf.cli.{arguments['module']}").main
-    callbacks = [[ReportToRay()]] if arguments["module"] in TRAINING_MODULES else []
-    main(arguments["config"], *callbacks)
+    if arguments["module"] in TRAINING_MODULES:
+        train(arguments["config"], [ReportToRay()])
+    else:
+        importlib.import_module(f"pipa_openrlhf.cli.{arguments['module']}").main(arguments["config"])
 
 
 def cli() -> int:

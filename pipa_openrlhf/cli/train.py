@@ -4,7 +4,6 @@
 """
 
 import sys
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,7 @@ def main(config: RunConfig, callbacks: "Sequence[Callback]" = ()) -> None:
     config.check()
     from pipa_openrlhf.training.run import StopOnSignals, train
 
-    # A worker of Ray's trains in another thread, where no handler can be set.
-    signals = [StopOnSignals()] if threading.current_thread() is threading.main_thread() else []
-    train(config, [*signals, *callbacks])
+    train(config, [StopOnSignals(), *callbacks])
 
 
 def cli() -> int:
