@@ -185,18 +185,25 @@ def to_yaml(config: Any) -> str:
     objective = getattr(config, "objective", None)
     if objective is not None:
         nested["objective"] = objective.flag_group
-    for one in settings_of(config):
-        *groups, leaf = one.name.split(".")
+    for name, value in flatten(with_absolute_paths(config)).items():
+        *groups, leaf = name.split(".")
         place = nested
         for group in groups:
             place = place.setdefault(group, {})
-        value = one.value(config)
-        if isinstance(value, str) and one.spec.is_written:
-            value = os.path.abspath(os.path.expanduser(value))
-        elif isinstance(value, str) and one.spec.is_path:
-            value = _absolute(value)
         place[leaf] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """A copy of ``config`` that means the same in any working folder of this machine."""
+    paths = {}
+    for one in settings_of(config):
+        value = one.value(config)
+        if isinstance(value, str) and one.spec.is_written:
+            paths[one.name] = os.path.abspath(os.path.expanduser(value))
+        elif isinstance(value, str) and one.spec.is_path:
+            paths[one.name] = _absolute(value)
+    return updated(config, paths)
 
 
 def _absolute(paths: str) -> str:

@@ -17,19 +17,22 @@ def main(config: EvaluateConfig) -> None:
     from pipa_openrlhf.evaluate.grading import Grader
     from pipa_openrlhf.evaluate.results import RESULTS_FILE, one_line, row_maker, score_table, summarise, write_summary
     from pipa_openrlhf.generate.decoding import decode_of, head_description, sampling_of
-    from pipa_openrlhf.generate.problems import RowFile
     from pipa_openrlhf.generate.sampling import prepare_job, run_job
+    from pipa_openrlhf.generate.share import Share
 
     config.check()
     folder = config.evaluate.folder
-    if config.evaluate.overwrite:
+    if config.evaluate.overwrite and os.environ.get("RANK", "0") == "0":
         _delete_evaluation(folder)
     job = prepare_job(config, sampling_of(config))
     description = job.description() | head_description(config)
-    file = RowFile(os.path.join(folder, RESULTS_FILE), description)
+    share = Share(job, os.path.join(folder, RESULTS_FILE), description)
     with Grader() as grader:
-        run_job(job, file, row_maker(grader), "evaluating", decode_of(config, job))
-    summary = summarise(file.rows, description)
+        run_job(share.job, share.file, row_maker(grader), "evaluating", decode_of(config, share.job))
+    rows = share.merge()
+    if rows is None:
+        return
+    summary = summarise(rows, description)
     write_summary(folder, summary)
     if table := score_table(summary):
         print(f"{table}\n")

@@ -25,6 +25,7 @@ _CONFIGS = {
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
     "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
+    "launch_ray": "pipa_openrlhf.distributed.ray_launch:LaunchConfig",
     "report": "pipa_openrlhf.cli.report:ReportConfig",
     "objectives": "pipa_openrlhf.cli.flags:NoConfig",
 }

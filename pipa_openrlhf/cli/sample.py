@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def main(config: SampleConfig) -> None:
     from pipa_openrlhf.evaluate.grading import Grader, grader_name
-    from pipa_openrlhf.generate.problems import RowFile
     from pipa_openrlhf.generate.sampling import SamplingSettings, prepare_job, run_job
+    from pipa_openrlhf.generate.share import Share
 
     config.check()
     sampling = SamplingSettings(
@@ -32,10 +32,11 @@ def main(config: SampleConfig) -> None:
         seed=config.train.seed,
     )
     job = prepare_job(config, sampling)
-    file = RowFile(config.sample.path, job.description())
+    share = Share(job, config.sample.path, job.description())
     with Grader() as grader:
-        run_job(job, file, _row_maker(grader, job.tokenizer.eos_token), "sampling")
-    print(f"{_summary(file.rows, config.sample.path)} (graded by {grader_name()})", flush=True)
+        run_job(share.job, share.file, _row_maker(grader, job.tokenizer.eos_token), "sampling")
+    if (rows := share.merge()) is not None:
+        print(f"{_summary(rows, config.sample.path)} (graded by {grader_name()})", flush=True)
 
 
 def _row_maker(grader: "Grader", eos: str) -> "MakeRows":

@@ -266,6 +266,21 @@ def _compile_nothing() -> None:
     FusedAdamBuilder.jit_load = refuse
 
 
+def join_launched_group(local_rank: int) -> tuple[int, int]:
+    """Rank and number of ranks that a launcher gave this process, which joins their group; 0 and 1 without one.
+
+    Args:
+        local_rank: as the deepspeed launcher's flag has it; -1: that of the environment.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    if not on_cpu():
+        get_accelerator().set_device(local_rank if local_rank != -1 else int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
+    return dist.get_rank(), dist.get_world_size()
+
+
 def _wait_for_every_gather() -> None:
     """Keep ZeRO-3 from computing with weights that are still on their way.
 

@@ -27,7 +27,7 @@ class ProblemsConfig:
     """Which problems are answered."""
 
     file: str | None = setting(
-        None, "file, folder or hub name of problems with answers: GSM8K's, MATH's or our layout"
+        None, "file, folder or hub name of problems with answers: GSM8K's, MATH's or our layout", is_path=True
     )
     split: str = setting("test", "split of what has several")
     max: int | None = setting(None, "most problems used, from the top; unset: all", least=1)
@@ -77,6 +77,7 @@ class GenerateConfig:
     problems: ProblemsConfig = field(default_factory=ProblemsConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     use_ms: bool = setting(False, "download from ModelScope")
+    local_rank: int = setting(-1, "set by the deepspeed launcher")
 
     def check(self) -> None:
         """Raises UserError."""
@@ -92,7 +93,7 @@ class GenerateConfig:
 class SampleSettings:
     """How answers are drawn and where they go."""
 
-    output: str | None = setting(None, "JSONL of labelled answers; continued if it exists")
+    output: str | None = setting(None, "JSONL of labelled answers; continued if it exists", is_written=True)
     num_answers: int = setting(4, "answers a problem", least=1)
     temperature: float = setting(0.7, "sampling temperature; 0: greedy", least=0)
     top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
@@ -121,7 +122,7 @@ class SampleConfig(GenerateConfig):
 class EvaluateSettings:
     """How problems are answered and where results go."""
 
-    output_dir: str | None = setting(None, "gets results.jsonl and summary.json")
+    output_dir: str | None = setting(None, "gets results.jsonl and summary.json", is_written=True)
     decode: str = setting(
         "greedy",
         "sample: several answers, majority vote and pass@k; sbs: step-level beam search, see --sbs.*",

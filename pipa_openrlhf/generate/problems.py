@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any, TextIO
 
 from pipa_openrlhf.data.json_rows import is_json_path, read_json_rows
 from pipa_openrlhf.data.layouts.fields import column_names
@@ -157,10 +158,16 @@ class RowFile:
     def append(self, rows: list[dict]) -> None:
         """Add rows; they are on disk when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_rows(file, rows)
         self.rows += rows
+
+    def reorder(self, place_of: Callable[[dict], Any]) -> None:
+        """Write the rows anew, sorted by ``place_of``; at every moment the file has all of them."""
+        self.rows.sort(key=place_of)
+        new = f"{self.path}.new"
+        with open(new, "w", encoding="utf-8") as file:
+            _write_rows(file, self.rows)
+        os.replace(new, self.path)
 
     def _read(self) -> None:
         with open(self.path, "rb") as file:
@@ -173,6 +180,12 @@ class RowFile:
                 self.rows.append(json.loads(line))
             except ValueError as error:
                 raise UserError(f"{self.path}, line {number}: not JSON; delete the line to continue") from error
+
+
+def _write_rows(file: TextIO, rows: list[dict]) -> None:
+    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _check_settings(path: str, settings_path: str, settings: dict) -> None:

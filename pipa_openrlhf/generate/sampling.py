@@ -6,6 +6,7 @@ therefore draws the same answers as one that was not.
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -266,7 +267,8 @@ def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str, decode: De
         return
     model = job.load_model()
     total = len(job.problems) * len(samples)
-    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
+    hidden = os.environ.get("RANK", "0") != "0"
+    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True, disable=hidden) as bar:
         for batch, answers in decode(model, job.tokenizer, job.prompts, batches, job.sampling):
             problems = [job.problems[index] for index in batch]
             rows = [

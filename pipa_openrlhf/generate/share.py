@@ -1,0 +1,113 @@
+"""The answers of one file, shared out among the ranks of a launcher or of Ray.
+
+A rank takes whole batches, the same as one process would make, and writes its rows to a file of its own beside the one
+that was asked for, ``<path>.rank<R>``. At the end, or when a run that was stopped is started again, with any number of
+ranks, the rows come together in the file, in the order in which one process would write them. Ranks tell each other
+their rows: they need no folder that all of them see, though a restart finds only what it sees.
+"""
+
+import glob
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import replace
+
+from torch import distributed as dist
+
+from pipa_openrlhf.distributed.strategy import join_launched_group
+from pipa_openrlhf.generate.problems import RowFile
+from pipa_openrlhf.generate.sampling import Job, plan_batches
+
+
+class Share:
+    """A rank's part of a job. Every rank makes one, answers it, and calls :meth:`merge`.
+
+    Args:
+        job: the whole job.
+        path: JSON Lines of all rows.
+        settings: what decides the rows, see :class:`RowFile`.
+
+    Attributes:
+        job: the problems of this rank's batches; all of them without a launcher.
+        file: gets this rank's rows; it knows those that were there before, of all ranks.
+
+    Raises:
+        UserError: the file was made with other settings, or cannot be read.
+    """
+
+    def __init__(self, job: Job, path: str, settings: dict):
+        rank, self._world_size = join_launched_group(job.config.local_rank)
+        self._path, self._whole_job = path, job
+        self._whole = RowFile(path, settings) if rank == 0 else None
+        left = _gathered(_rows_of_parts(path), self._world_size)
+        if self._whole is not None:
+            self._whole.append(_missing(self._whole.rows, left))
+        known = _gathered(self._whole.rows if self._whole is not None else [], self._world_size)
+        _delete_parts(path)
+        self._num_known = len(known)
+        if self._whole is not None and self._world_size == 1:
+            self.job, self.file = job, self._whole
+            return
+        dist.barrier()  # no rank deletes what another one begins
+        mine = sorted(index for batch in _batches(job)[rank :: self._world_size] for index in batch)
+        self.job = replace(
+            job, problems=[job.problems[index] for index in mine], prompts=[job.prompts[index] for index in mine]
+        )
+        self.file = RowFile(f"{path}.rank{rank}", settings)
+        self.file.rows += known
+
+    def merge(self) -> list[dict] | None:
+        """Write the file that was asked for; its rows on rank 0, None elsewhere."""
+        if self._world_size > 1:
+            rows = _gathered(self.file.rows[self._num_known :], self._world_size)
+            if self._whole is not None:
+                self._whole.append(_missing(self._whole.rows, rows))
+                ids = [self._whole_job.problems[index].problem_id for index in sum(_batches(self._whole_job), [])]
+                places = {problem_id: place for place, problem_id in enumerate(ids)}
+                self._whole.reorder(lambda row: (places[row["problem_id"]], row["sample"]))
+            dist.barrier()  # the file has all rows before their parts go
+            _delete_parts(self._path)
+        return self._whole.rows if self._whole is not None else None
+
+
+def _batches(job: Job) -> list[list[int]]:
+    return plan_batches(job.prompts, job.sampling)
+
+
+def _missing(rows: list[dict], more: list[dict]) -> list[dict]:
+    seen = {(row["problem_id"], row["sample"]) for row in rows}
+    return [row for row in more if (row["problem_id"], row["sample"]) not in seen]
+
+
+def _gathered(rows: list[dict], world_size: int) -> list[dict]:
+    """The rows of all ranks, each once; a collective call."""
+    if world_size == 1:
+        return rows
+    by_rank: list[list[dict]] = [[]] * world_size
+    dist.all_gather_object(by_rank, rows)
+    found: list[dict] = []
+    for of_rank in by_rank:
+        found += _missing(found, of_rank)
+    return found
+
+
+def _parts(path: str) -> list[str]:
+    """Files of ranks that this machine sees, their settings included."""
+    found = glob.glob(f"{glob.escape(path)}.rank*")
+    return sorted(one for one in found if re.fullmatch(r"\.rank\d+(\.settings\.json)?", one[len(path) :]))
+
+
+def _rows_of_parts(path: str) -> list[dict]:
+    rows = []
+    for part in _parts(path):
+        if not part.endswith(".json"):
+            with open(part, encoding="utf-8") as file:
+                rows += [json.loads(line) for line in file if line.endswith("\n")]
+    return rows
+
+
+def _delete_parts(path: str) -> None:
+    for part in _parts(path):
+        with suppress(FileNotFoundError):  # another rank was faster
+            os.remove(part)
