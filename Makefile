@@ -10,8 +10,9 @@ WORKERS ?= auto
 quick: ## style, types, and every test that trains nothing
 	ruff check .
 	ruff format --check .
-	mypy
-	python -m pytest -q -m "not trains and not slow" -n $(WORKERS) --hypothesis-profile quick
+	mypy & types=$$!; \
+	python -m pytest -q -m "not trains and not slow" -n $(WORKERS) --hypothesis-profile quick; tests=$$?; \
+	wait $$types && exit $$tests
 
 test: ## everything
 	bash scripts/test.sh

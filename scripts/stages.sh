@@ -26,8 +26,9 @@ stage() {
 commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
 
 # bf16, or float32 on a CPU that is slower in bf16.
-read -r dtype device <<< "$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype, on_cpu
-print(fastest_dtype(), "cpu" if on_cpu() else "accelerator")' | tail -n 1)"
+machine=$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype, on_cpu
+print(fastest_dtype(), "cpu" if on_cpu() else "accelerator")' | tail -n 1)
+read -r dtype device <<< "$machine"
 
 # How training is started. A CPU is one rank, which needs no launcher: DeepSpeed's imports torch twice more, for longer
 # than a short run takes. Two runs on one machine need two ports.
