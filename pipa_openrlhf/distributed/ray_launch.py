@@ -138,7 +138,10 @@ def _connect(address: str | None) -> bool:
                     "--ray.address local"
                 ) from error
     # Its dashboard is ten processes, which take longer to start than all the rest.
-    ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, logging_level="WARNING")
+    try:
+        ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, logging_level="WARNING")
+    except Exception as error:  # Ray has no kind of its own for a node that does not come up within its 30 seconds
+        raise UserError(f"no Ray cluster could be started on this machine: {first_line(error)}") from error
     return True
 
 
