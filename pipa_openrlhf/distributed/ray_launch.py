@@ -81,7 +81,7 @@ def parse_resources(text: str | None) -> dict[str, float] | None:
         resources = json.loads(text)
     except ValueError as error:
         raise UserError(f"""{flag}: not JSON ({error}); write '{{"GPU": 1}}', quotes included""") from error
-    if not isinstance(resources, dict) or not resources or not all(map(_is_amount, resources.values())):
+    if not (isinstance(resources, dict) and all(map(_is_amount, resources.values())) and any(resources.values())):
         raise UserError(f"""{flag}: expected names with amounts, such as '{{"GPU": 1, "CPU": 8}}'""")
     return resources
 
@@ -110,6 +110,8 @@ def launch(config: LaunchConfig, work: Callable[[dict], None], arguments: dict) 
         _wait_for_place(config.ray, resources, is_own)
         with tempfile.TemporaryDirectory(prefix="pipa_openrlhf_ray_") as folder:
             trainer = _trainer(config.ray, resources, folder, work, arguments)
+            # Its handler of ctrl-C would end this process with status 0; when the driver goes, so do the workers.
+            trainer._register_sigint_handler = lambda controller: None
             if is_own:
                 _leave_out_cleaner(trainer)
             trainer.fit()
@@ -136,7 +138,10 @@ def _connect(address: str | None) -> bool:
                     "--ray.address local"
                 ) from error
     # Its dashboard is ten processes, which take longer to start than all the rest.
-    ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, logging_level="WARNING")
+    try:
+        ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, logging_level="WARNING")
+    except Exception as error:  # Ray has no kind of its own for a node that does not come up within its 30 seconds
+        raise UserError(f"no Ray cluster could be started on this machine: {first_line(error)}") from error
     return True
 
 
@@ -183,7 +188,7 @@ def _trainer(
 
     os.environ.update(
         # Where workers start again. Each miss counts as a failure, so that the wait has an end.
-        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(max(settings.wait_seconds, 1.0)),
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(max(settings.wait_seconds, 60.0)),
         # What workers print is left as it is, without lines of Ray's on each report.
         RAY_TRAIN_ENABLE_PRINT_PATCH="0",
         RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING="0",

@@ -70,6 +70,7 @@ def test_a_wrong_command_is_named_before_anything_is_started(words, line, capsys
         (["--ray.num_workers", "0"], "--ray.num_workers must be at least 1, got 0"),
         (["--ray.num_workers", "2", "--ray.min_workers", "3"], "--ray.min_workers 3 is more than --ray.num_workers 2"),
         (["--ray.resources_per_worker", "{GPU: 1}"], "--ray.resources_per_worker {GPU: 1}: not JSON"),
+        (["--ray.resources_per_worker", '{"CPU": 0}'], '--ray.resources_per_worker {"CPU": 0}: expected names'),
         (["--ray.resources_per_worker", "[1]"], "--ray.resources_per_worker [1]: expected names with amounts"),
         (["--ray.resources_per_worker", '{"GPU": "1"}'], '--ray.resources_per_worker {"GPU": "1"}: expected names'),
     ],
