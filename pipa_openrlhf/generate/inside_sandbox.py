@@ -50,8 +50,8 @@ def give_up_rights(job: dict) -> None:
     # bwrap could bound the folder's bytes but not its number of files, which take memory of the kernel.
     call("mount", b"tmpfs", FOLDER, b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, job["folder"].encode())
     os.chdir(FOLDER)
-    for name, limit in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
+    for name, soft_and_hard in job["limits"].items():
+        resource.setrlimit(getattr(resource, name), tuple(soft_and_hard))
     if os.getuid() == 0:
         # Root is not held to a number of processes, and owns files: become a user whom nobody else is.
         os.setgroups([])

@@ -14,6 +14,7 @@ import random
 import re
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +34,7 @@ OFFERED = ("sympy", "mpmath", "numpy", "scipy")
 # The exit status by which the inside says that a block came to its end, and what it prints before the first one.
 ENDED = 77
 STARTED = "\n"
+START_SECONDS = 60
 # User ids that no account has. One for each run: the kernel counts a user's processes.
 USER_IDS = range(1 << 30, 1 << 31)
 # The layout's own tags, which would end the <output> they stand in, or look like what the model wrote.
@@ -155,18 +157,18 @@ class Sandbox:
             "ended": ENDED,
             "folder": f"size={limits.folder_mb}m,nr_inodes={limits.folder_files + 1},mode=1777",
             "limits": {
-                "RLIMIT_CPU": limits.cpu_seconds,
-                "RLIMIT_AS": limits.memory_mb * megabyte,
-                "RLIMIT_NPROC": limits.threads,
-                "RLIMIT_FSIZE": limits.folder_mb * megabyte,
-                "RLIMIT_NOFILE": limits.open_files,
-                "RLIMIT_CORE": 0,
+                "RLIMIT_CPU": (limits.cpu_seconds, limits.cpu_seconds + 1),  # SIGXCPU can be ignored, SIGKILL cannot
+                "RLIMIT_AS": (limits.memory_mb * megabyte,) * 2,
+                "RLIMIT_NPROC": (limits.threads,) * 2,
+                "RLIMIT_FSIZE": (limits.folder_mb * megabyte,) * 2,
+                "RLIMIT_NOFILE": (limits.open_files,) * 2,
+                "RLIMIT_CORE": (0,) * 2,
             },
         }
 
     def _read(self, process: subprocess.Popen) -> tuple[bytes, str | None]:
         """What it printed until its end, and why it was killed before that."""
-        deadline = time.monotonic() + self.limits.wall_seconds
+        deadline = time.monotonic() + START_SECONDS
         out: IO[bytes] = process.stdout  # type: ignore[assignment]
         printed = b""
         try:
@@ -174,9 +176,11 @@ class Sandbox:
                 selector.register(out, selectors.EVENT_READ)
                 while selector.select(max(0.0, deadline - time.monotonic())):
                     chunk = os.read(out.fileno(), 1 << 16)
-                    printed += chunk
                     if not chunk:
                         break
+                    if not printed:
+                        deadline = time.monotonic() + self.limits.wall_seconds
+                    printed += chunk
                     if len(printed) > self.limits.printed_bytes:
                         return printed, f"the code printed more than {self.limits.printed_bytes} bytes"
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -189,7 +193,7 @@ class Sandbox:
             process.wait()
 
     def _reason(self, status: int) -> str:
-        if status in (128 + 9, 128 + 24):  # SIGKILL, SIGXCPU
+        if status == 128 + signal.SIGXCPU:
             return f"TimeoutError: the code computed for longer than {self.limits.cpu_seconds} seconds"
         return "the code ended the interpreter"
 
@@ -259,7 +263,23 @@ def _command() -> list[str]:
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
         *_interpreter_mounts(),
         *("--ro-bind", str(INSIDE), "/inside.py"),
-        *("--perms", "0755", "--dir", "/tmp", "--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null", "--remount-ro", "/", "--chdir", "/"),
+        *(
+            "--perms",
+            "0755",
+            "--dir",
+            "/tmp",
+            "--perms",
+            "0755",
+            "--dir",
+            "/dev",
+            "--dev-bind",
+            "/dev/null",
+            "/dev/null",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/",
+        ),
         *("--", _interpreter(), "-S", "-s", "-B", "/inside.py"),
     ]
 
