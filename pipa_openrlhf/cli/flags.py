@@ -24,6 +24,7 @@ _CONFIGS = {
     "inspect_data": "pipa_openrlhf.cli.inspect_data:InspectConfig",
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
+    "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
     "report": "pipa_openrlhf.cli.report:ReportConfig",
     "objectives": "pipa_openrlhf.cli.flags:NoConfig",
 }
