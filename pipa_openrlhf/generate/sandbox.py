@@ -39,7 +39,8 @@ START_SECONDS = 60
 USER_IDS = range(1 << 30, 1 << 31)
 # The layout's own tags, which would end the <output> they stand in, or look like what the model wrote.
 TAGS = re.compile(r"<(/?)(question|step|p|code|output)>", re.IGNORECASE)
-CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+# Control characters, unusual white space, and what are no characters, by which special_text.py marks text.
+CONTROL = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 
 # What an interpreter with threads needs, and no more: no sockets, no processes, no signals to others, no pipes.
 # Anything else is answered as if the kernel did not know it, which the C library knows how to do without.
@@ -298,7 +299,9 @@ def _interpreter_mounts() -> list[str]:
     narrow = [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"] if multiarch else []
     system = narrow if narrow and os.path.isdir(narrow[0]) else ["/usr/lib", "/lib"]
     seen = [_interpreter(), *sorted(own), *system, "/usr/lib64", "/lib64", "/etc/ld.so.cache"]
-    mounts = [("--ro-bind", path, path) for path in seen if os.path.exists(path) and os.path.realpath(path) == path]
+    mounts: list[tuple[str, ...]] = [
+        ("--ro-bind", path, path) for path in seen if os.path.exists(path) and os.path.realpath(path) == path
+    ]
     # Packages beside the standard library are not part of it, and whatever else is there is nobody's business.
     hidden = [path for path in sorted(f"{folder}/site-packages" for folder in standard) if os.path.isdir(path)]
     mounts += [words for path in hidden for words in (("--tmpfs", path), ("--remount-ro", path))]
