@@ -20,8 +20,9 @@ _FENCE = re.compile(r"\s*```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```\s*)?", re.DO
 
 def code_of(step: str) -> str | None:
     """The Python of a step that ends with its code; None where it ends otherwise, or has none."""
-    before, tag, code = step.rstrip().removesuffix(CODE_END).rpartition("<code>")
-    if not tag or not step.rstrip().endswith(CODE_END) or CODE_END in code:
+    step = step.rstrip()
+    code = step.removesuffix(CODE_END).partition("<code>")[2]
+    if not step.endswith(CODE_END) or CODE_END in code:
         return None
     fenced = _FENCE.fullmatch(code)
     return (fenced[1] if fenced else code).strip() or None

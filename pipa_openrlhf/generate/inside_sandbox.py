@@ -80,10 +80,12 @@ def run_block(code: str, names: dict) -> None:
     printed = sys.stdout
     try:
         tree = ast.parse(code)
-        last = ast.Expression(tree.body.pop().value) if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, "<code>", "exec"), names)
-        if last is not None and (value := eval(compile(last, "<code>", "eval"), names)) is not None:
-            print(value)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), "<code>", "eval"), names)
+            if value is not None:
+                print(value)
     except SystemExit:
         pass
     except BaseException as error:
