@@ -62,7 +62,7 @@ def test_the_limits_count_for_all_code_of_an_answer():
         short = Sandbox(Limits(cpu_seconds=1))
     except UserError as error:
         pytest.skip(f"no sandbox here: {error}")
-    busy = "import time\nwhile time.process_time() < 0.8:\n    pass"
+    busy = "import time\nwhile time.process_time() < 0.5:\n    pass"
     assert short.run("print(1)", [busy]) == Execution("1", True)
     result = short.run("while True:\n    pass", [busy])
     assert result == Execution("TimeoutError: the code computed for longer than 1 seconds", False)

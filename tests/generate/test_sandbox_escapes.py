@@ -1,7 +1,7 @@
 """Each row of ``escapes.py`` is contained, and nothing of it stays.
 
-All rows run in one process, several at a time, with harmless code between them. Most are tried twice: as they will
-run, and without the filter of system calls, so that namespaces, mounts and limits are seen to hold by themselves.
+All rows run in one process, several at a time, with harmless code between them. Half of them are tried twice: as they
+will run, and without the filter of system calls, so that namespaces, mounts and limits are seen to hold by themselves.
 """
 
 import os
