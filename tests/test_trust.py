@@ -24,6 +24,8 @@ UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "ftplib", "smtplib", "socketserver"}
 # The only files that run a Python file which is named by a flag: --pipa.objective_module and --data.layout_module.
 RUN_FILES = {"objectives/table.py", "data/layouts/__init__.py"}
+# What runs code that a model wrote. It is started in the sandbox of --sbs.execute_code.
+INSIDE = "generate/inside_sandbox.py"
 
 
 def breaches(source: str, name: str = "x.py") -> list[str]:
@@ -51,7 +53,9 @@ def _breaches(node: ast.AST, name: str) -> Iterator[str]:
 def _breaches_of_call(node: ast.Call, name: str) -> Iterator[str]:
     called = ast.unparse(node.func)
     given = {one.arg: one.value for one in node.keywords}
-    if called in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"):
+    if called in ("eval", "exec", "compile") and name != INSIDE:
+        yield called
+    if called in ("__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"):
         yield called
     if called.endswith("exec_module") and name not in RUN_FILES:
         yield called
@@ -89,7 +93,7 @@ def test_the_package_keeps_the_rules():
     assert len(files) > 80
     names = [path.relative_to(PACKAGE).as_posix() for path in files]
     assert [one for path, name in zip(files, names) for one in breaches(path.read_text(), name)] == []
-    assert set(names) >= RUN_FILES
+    assert set(names) >= RUN_FILES | {INSIDE}
 
 
 class Evil:

@@ -168,6 +168,11 @@ class SbsSettings:
         nargs="+",
         parse=unescaped,
     )
+    execute_code: bool = setting(
+        False,
+        "run the Python of a step that ends with </code>, in a sandbox, and add its <output>; needs bubblewrap, "
+        "see docs/sandbox.md",
+    )
     tree_dir: str | None = setting(None, "folder that gets the tree of each problem as JSON", is_written=True)
 
 
@@ -186,6 +191,13 @@ class EvaluateConfig(GenerateConfig):
             raise UserError("--evaluate.value_head is for --evaluate.decode sample, or sbs with --sbs.value head")
         if not all(self.sbs.step_end):
             raise UserError("--sbs.step_end: a text is empty, and would end a step at each token")
+        if self.sbs.execute_code and self.evaluate.decode != "sbs":
+            raise UserError("--sbs.execute_code is for --evaluate.decode sbs")
+        if self.sbs.execute_code and "</code>" not in self.step_ends:
+            raise UserError(
+                "--sbs.execute_code runs code where a step ends with </code>: add --prompt.style alphamath, or "
+                "--sbs.step_end '</code>' '</step>'"
+            )
 
     @property
     def uses_head(self) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.generate.config import EvaluateConfig
 from pipa_openrlhf.generate.sampling import Answer, Decode, Job, SamplingSettings, sample_batches
+from pipa_openrlhf.generate.sandbox import Sandbox
 from pipa_openrlhf.generate.search import SearchSettings, Tree, search_batches
 from pipa_openrlhf.model.value_model import ValueModel, head_digest, load_fitting_head
 
@@ -36,6 +37,7 @@ def sampling_of(config: EvaluateConfig) -> SamplingSettings:
         value=sbs.value,
         max_depth=sbs.max_depth,
         step_ends=config.step_ends,
+        execute_code=sbs.execute_code,
     )
 
 
@@ -49,13 +51,18 @@ def head_description(config: EvaluateConfig) -> dict:
 
 
 def decode_of(config: EvaluateConfig, job: Job) -> Decode:
-    """The way in which the problems of ``job`` are answered."""
+    """The way in which the problems of ``job`` are answered.
+
+    Raises:
+        UserError: code is to be run, and cannot be contained here.
+    """
     folder, tree_dir = config.head_folder, config.sbs.tree_dir
+    sandbox = Sandbox() if config.sbs.execute_code else None
 
     def search(model, tokenizer, prompts, batches, settings):
         head = None if folder is None else load_fitting_head(folder, model)
         on_tree = None if tree_dir is None else partial(_write_tree, tree_dir, job)
-        return search_batches(model, tokenizer, prompts, batches, settings, head, on_tree)
+        return search_batches(model, tokenizer, prompts, batches, settings, head, on_tree, sandbox)
 
     def sample(model, tokenizer, prompts, batches, settings):
         answers = sample_batches(model, tokenizer, prompts, batches, settings)

@@ -15,7 +15,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.tokenise import encode
+from pipa_openrlhf.generate.code_steps import CodeRunner
 from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, end_tokens
+from pipa_openrlhf.generate.sandbox import Sandbox
 from pipa_openrlhf.generate.steps import State, Step, StepSampler, StepSettings
 from pipa_openrlhf.model.policy import ValueHead
 
@@ -33,6 +35,7 @@ class SearchSettings(SamplingSettings):
     value: str = "head"
     max_depth: int = 10
     step_ends: tuple[str, ...] = ("\n",)
+    execute_code: bool = False
 
     @property
     def rows_per_prompt(self) -> int:
@@ -170,12 +173,14 @@ def search_batches(
     settings: SearchSettings,
     head: ValueHead | None = None,
     on_tree: Callable[[int, Tree], None] | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Iterator[tuple[list[int], list[list[Answer]]]]:
     """Each batch's indices with the one answer to each of its prompts.
 
     Args:
         head: needed for the value ``head``.
         on_tree: told of each prompt's tree when its batch is done.
+        sandbox: runs the code of steps; None: it is not run.
 
     Raises:
         UserError: the model's states cannot be gone on from.
@@ -189,8 +194,9 @@ def search_batches(
         ends=frozenset(end_tokens(model, tokenizer)),
     )
     sampler = StepSampler(model, tokenizer, drawn, head)
+    runner = None if sandbox is None else CodeRunner(sandbox, sampler, tokenizer)
     for batch in batches:
-        trees = _search([prompts[index] for index in batch], sampler, tokenizer, settings)
+        trees = _search([prompts[index] for index in batch], sampler, tokenizer, settings, runner)
         if on_tree is not None:
             for index, tree in zip(batch, trees):
                 on_tree(index, tree)
@@ -198,7 +204,11 @@ def search_batches(
 
 
 def _search(
-    prompts: list[str], sampler: StepSampler, tokenizer: PreTrainedTokenizerBase, settings: SearchSettings
+    prompts: list[str],
+    sampler: StepSampler,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: SearchSettings,
+    runner: CodeRunner | None,
 ) -> list[Tree]:
     """All problems take a step at a time, together."""
     ids = [one or [] for one in encode(prompts, tokenizer)]
@@ -210,7 +220,8 @@ def _search(
         wanted = [tree.wanted() for tree in going]
         flat = [(tree, *one) for tree, of_tree in zip(going, wanted) for one in of_tree]
         starts = [tree.nodes[parent].state for tree, parent, _ in flat]
-        steps = iter(sampler.draw([start for start in starts if start is not None], [one[2] for one in flat]))
+        drawn = sampler.draw([start for start in starts if start is not None], [one[2] for one in flat])
+        steps = iter(drawn if runner is None else runner.run(drawn))
         for tree, of_tree in zip(going, wanted):
             tree.take([parent for parent, _ in of_tree], [next(steps) for _ in of_tree])
     return trees

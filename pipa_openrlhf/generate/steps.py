@@ -58,6 +58,7 @@ class State:
         prompt, ids: tokens of the prompt, and of the answer as far as it goes.
         logits: [V] of the next token.
         value: g after the last token; 0 without a value head.
+        blocks: code of the answer, where code is run, that came to its end.
     """
 
     prompt: list[int]
@@ -65,6 +66,7 @@ class State:
     keys_values: _KeysValues
     logits: torch.Tensor
     value: float
+    blocks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.ids)
@@ -171,6 +173,16 @@ class StepSampler:
             rows.keep([at for at, number in enumerate(rows.numbers) if steps[number] is None])
         return [step for step in steps if step is not None]
 
+    @torch.inference_mode()
+    def extend(self, state: State, ids: list[int]) -> State:
+        """The state after tokens that the model did not draw."""
+        cache = _join([state.keys_values])
+        new = torch.tensor([ids], device=self._model.device)
+        mask = _left_mask([len(state) + len(ids)], new.device)
+        logits, values = self._forward(new, mask, mask.cumsum(-1)[:, len(state) :] - 1, cache)
+        kept = _cut(cache, 0, 0)
+        return State(state.prompt, state.ids + ids, kept, logits[0].clone(), values[0], state.blocks)
+
     def _add(self, draft: _Draft, token: int, value: float) -> Step | None:
         """The step, where ``token`` ends it together with the answer. ``value`` is g before it."""
         settings = self._settings
@@ -261,7 +273,7 @@ class _Rows:
     def state(self, at: int, start: State, ids: list[int]) -> State:
         """The state of the row at ``at``, which began at ``start`` and has had ``ids`` since."""
         kept = _cut(self.cache, at, self._width - len(start))
-        return State(start.prompt, start.ids + ids, kept, self.logits[at].clone(), self.values[at])
+        return State(start.prompt, start.ids + ids, kept, self.logits[at].clone(), self.values[at], start.blocks)
 
 
 @contextmanager
