@@ -63,7 +63,7 @@ def read_answers(folder: Path) -> dict[str, Data]:
     trees = tree_paths(_rows(folder / "trees.jsonl"), tokenizer, numbering)
     found = [
         Data("words", "word problems, eight sampled answers each", words[: len(words) // 4 * 4], 32),
-        Data("trees", "four right and four wrong paths of one search tree a problem", trees[:4], 16),
+        Data("trees", "eight paths of one search tree a problem", trees[:4], 16),
     ]
     if (folder / "gsm8k.jsonl").exists():
         gsm8k = _sampled(folder / "gsm8k.jsonl", tokenizer, numbering, chat=True)
@@ -90,17 +90,12 @@ def _sampled(path: Path, tokenizer: PreTrainedTokenizerBase, numbering: Numberin
 
 
 def tree_paths(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase, numbering: Numbering) -> list[Problem]:
-    """Problems of AlphaMath's rows: four right paths, then four wrong ones, of every question that has them."""
-    by_question: dict[str, dict[bool, list[str]]] = {}
+    """Problems of AlphaMath's rows, which are paths, eight of a question."""
+    by_question: dict[str, list[str]] = {}
     for row in rows:
-        paths = by_question.setdefault(row["instruction"], {True: [], False: []})
-        paths[row["output"][-1]["Q"] > 0].append("\n".join(step["step"] for step in row["output"]))
-    half = PER_PROBLEM // 2
-    return [
-        _problem(question + "\n", paths[True][:half] + paths[False][:half], tokenizer, numbering)
-        for question, paths in by_question.items()
-        if min(map(len, paths.values())) >= half
-    ]
+        path = "\n".join(step["step"] for step in row["output"])
+        by_question.setdefault(row["instruction"] + "\n", []).append(path)
+    return [_problem(question, paths, tokenizer, numbering) for question, paths in by_question.items()]
 
 
 def tokens_left(problems: list[Problem]) -> tuple[int, int, int]:

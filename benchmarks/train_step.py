@@ -106,13 +106,16 @@ def print_section(section: Section, result: dict) -> None:
     """What was run, and the table of the arms."""
     before, after = (load[0] for load in result["load"])
     print(f"\n{section.data.what}{', gradient checkpointing' if section.checkpointing else ''}")
-    print(
-        f"{result['sequences']} sequences, {result['different_sequences']} of them different; {result['tokens']}"
-        f" tokens, {result['loss_tokens']} in the loss; {result['left_with_prompts_shared']:.2f} of them are left with every"
-        f" prompt once, {result['left']:.2f} with every common prefix once; {section.data.batch_size} sequences a"
-        f" step; log-probs of the arms agree to {result['log_prob_difference']:.0e} of their value;"
-        f" FLOPs / the least {result['of_least']:.3f}; load {before:.1f} to {after:.1f}"
-    )
+    for line in (
+        f"{result['sequences']} sequences, {result['different_sequences']} of them different",
+        f"{result['tokens']} tokens, {result['loss_tokens']} in the loss; left with every prompt once "
+        f"{result['left_with_prompts_shared']:.2f}, with every common prefix once {result['left']:.2f}, so also where "
+        f"each different answer is there once {result['left_of_different']:.2f}",
+        f"{section.data.batch_size} sequences a step; our FLOPs / the least {result['of_least']:.3f}",
+        f"log-probs of the arms agree to {result['log_prob_difference']:.0e} of their value",
+        f"load {before:.1f} to {after:.1f}",
+    ):
+        print(f"- {line}")
     ratios = ratios_of({section.name: result})
     rows = []
     for arm, rounds in result["timed"].items():

@@ -1,6 +1,6 @@
-"""Paths of search trees in AlphaMath's layout: up to four right and four wrong leaves of one tree a problem.
+"""Paths of search trees in AlphaMath's layout: eight leaves of one tree a problem, up to four of them right.
 
-    python benchmarks/tree_search.py --model FOLDER --problems FILE --output FILE [--most NUMBER]
+    python -m benchmarks.tree_search --model FOLDER --problems FILE --output FILE [--most NUMBER]
 
 A step is a line that the model samples. The search has the settings that AlphaMath publishes (Super_MARIO,
 configs/mcts_sft_round.yaml): 40 iterations, each of which samples 5 continuations of one place at temperature 1 and
@@ -23,7 +23,7 @@ from pipa_openrlhf.generate.sampling import SamplingSettings, plan_batches, samp
 from recipes.word_problems.steps import equation_value
 
 ITERATIONS, CHILDREN, MOST_STEPS, EXPLORATION = 40, 5, 8, 1.5
-PATHS = 4  # of right and of wrong leaves
+PATHS = 8  # of a tree, at most half of them right
 
 
 @dataclass(eq=False)
@@ -114,12 +114,18 @@ def as_step(line: str) -> str:
 
 
 def rows_of(root: Place, question: str, rng: random.Random) -> list[dict]:
-    """Rows of AlphaMath's layout: as many right paths as wrong ones, at most ``PATHS`` of each, drawn at random."""
+    """Rows of AlphaMath's layout: ``PATHS`` leaves drawn at random, the right ones first; none of a smaller tree.
+
+    As many wrong ones as right ones, where there are; a small model finds few right ones in a hard problem.
+    """
     leaves = list(root.leaves())
     right, wrong = ([leaf for leaf in leaves if leaf.is_right is label] for label in (True, False))
-    number = min(len(right), len(wrong), PATHS)
+    right = rng.sample(right, min(len(right), max(PATHS // 2, PATHS - len(wrong))))
+    wrong = rng.sample(wrong, min(len(wrong), PATHS - len(right)))
+    if len(right) + len(wrong) < PATHS:
+        return []
     rows = []
-    for leaf in rng.sample(right, number) + rng.sample(wrong, number):
+    for leaf in right + wrong:
         steps = [{"step": as_step(one.line), "P": one.prior, "Q": one.value} for one in leaf.path]
         rows.append({"instruction": f"<question> {question} </question>", "output": steps})
     return rows
@@ -140,7 +146,7 @@ def search(problems: list[Problem], model, tokenizer) -> list[Place]:
 
 
 def main() -> None:
-    """Search, and write the paths of problems that have four right and four wrong ones."""
+    """Search, and write the paths of trees that have enough of them."""
     from pipa_openrlhf.distributed.strategy import dtype_of, fastest_dtype
     from pipa_openrlhf.model.loading import load_causal_lm, load_tokenizer
 
@@ -154,9 +160,9 @@ def main() -> None:
     roots = search(problems, model, load_tokenizer(options.model, padding_side="left"))
     rng = random.Random(0)
     of_problems = [rows_of(root, one.question, rng) for root, one in zip(roots, problems)]
-    whole = [rows for rows in of_problems if len(rows) == 2 * PATHS]
+    whole = [rows for rows in of_problems if rows]
     Path(options.output).write_text("".join(json.dumps(row) + "\n" for rows in whole for row in rows))
-    print(f"{len(whole)} of {len(problems)} problems have {PATHS} right and {PATHS} wrong paths: {options.output}")
+    print(f"{len(whole)} of {len(problems)} trees have {PATHS} paths: {options.output}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Trainers in processes of their own that take turns: one round at a time, at the parent's word.
 
 A round is one pass over the data. The commands are ``round``, ``count`` (a round with its FLOPs counted), ``prior``
-and ``count prior`` (our prior pass), ``sequences`` (what was trained on), and ``least`` (the least FLOPs that our round
-could take).
+and ``count prior`` (our prior pass), ``sequences`` (what was trained on), and ``least`` (the least FLOPs of ours).
 """
 
 import json
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from inputs import ROOT, sequence_key
 from measure import Meter
-
 
 # Arms that need other versions than ours, and the variable that says which Python has them.
 APART = {"swift_kto": "SWIFT_PYTHON", "swift_dpo": "SWIFT_PYTHON", "flash_pref": "FLASH_PREF_PYTHON"}
