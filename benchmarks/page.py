@@ -9,7 +9,7 @@ from inputs import ROOT
 from matplotlib.figure import Figure
 from targets import ARMS, Ratio
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 # Columns: heading, data, whether of a first pass.
 COLUMNS = (
     ("word problems", "words", False),
@@ -33,6 +33,16 @@ def table(ratios: Mapping[tuple[str, str, bool], Ratio], columns=COLUMNS) -> str
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def sentence(ratios: Mapping[tuple[str, str, bool], Ratio]) -> str:
+    """The times of later passes over the word problems, for the README."""
+    measured = [(ratios["words", arm, False].seconds, arm) for arm in ARMS if ("words", arm, False) in ratios]
+    others = [f"{ARMS[arm]} {time:.1f}" for time, arm in sorted(measured, reverse=True) if arm != "pipa_prompts"]
+    return (
+        "How many times as long as PIPA here a pass over eight sampled answers a problem takes, after the first one, "
+        f"whole trainers on all sides: {', '.join(others)}."
+    )
 
 
 def picture(ratios: Mapping[tuple[str, str, bool], Ratio]) -> str:

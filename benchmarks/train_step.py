@@ -149,7 +149,7 @@ def table_row(name: str, rounds: list[dict], counted: dict) -> list[str]:
 def write_page(plain: dict[str, dict], again: dict[str, dict], lines: list[str]) -> None:
     """Table, plot and verdicts of what was run; the page keeps its other blocks."""
     where = machine()
-    head = f"`{command_line()}`, commit {commit()}, {date.today()}, {where['cpu']}, {where['cores']} cores:"
+    head = f"`{command_line()}`, commit {commit()}, {date.today()}, {where['cpu']}, {where['cores']} cores."
     blocks, svg = {}, None
     if "words" in plain:
         ratios = ratios_of(plain)
@@ -157,6 +157,7 @@ def write_page(plain: dict[str, dict], again: dict[str, dict], lines: list[str])
         blocks["table"] = f"{head}\n\n{page.table(ratios)}\n\nTokens left with every common prefix once: {left}."
         blocks["targets"] = "```\n" + "\n".join(lines) + "\n```"
         svg = page.picture(ratios)
+        page.write({"cost": f"{page.sentence(ratios)}\n{head}"}, None, page.README)
     if again:
         blocks["checkpointing"] = f"{head}\n\n{page.table(ratios_of(again))}"
     page.write(blocks, svg)

@@ -28,6 +28,12 @@ def test_the_table_has_what_was_measured_and_blanks_elsewhere():
     ]
 
 
+def test_the_sentence_names_others_times_the_largest_first():
+    ratios = {**RATIOS, ("words", "trl_dpo", False): Ratio(1.0, 9.96, 1.0, 1.0)}
+    ratios["words", "pipa_prompts", False] = Ratio(2.0, 2.0, 2.0, 2.0)
+    assert page.sentence(ratios).endswith("whole trainers on all sides: TRL DPO 10.0, TRL KTO 8.0.")
+
+
 def test_the_picture_is_svg_with_a_labelled_bar_for_every_arm():
     text = "".join(ElementTree.fromstring(page.picture(RATIOS)).itertext())
     assert "TRL KTO" in text and "PIPA (ours)" in text and "8.0" in text and "prompts shared" not in text
@@ -50,7 +56,7 @@ def test_a_page_without_its_markers_is_refused_and_not_changed(tmp_path):
     assert path.read_text() == "no markers\n"
 
 
-def test_the_page_has_all_markers():
-    text = page.PAGE.read_text()
-    for name in ("table", "targets", "checkpointing"):
-        assert page.between_markers(text, name, "new") != text
+@pytest.mark.parametrize("name", ["table", "targets", "checkpointing", "cost"])
+def test_the_pages_have_the_markers(name):
+    text = (page.README if name == "cost" else page.PAGE).read_text()
+    assert page.between_markers(text, name, "new") != text
