@@ -71,7 +71,8 @@ class Problem:
 def character_tokenizer() -> PreTrainedTokenizerBase:
     """One token a character, whatever stands beside it: trainers tokenise prompt and answer apart or together."""
     vocabulary = {chr(FIRST_CHARACTER + token): token for token in range(CHARACTERS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=EOS))
+    # ms-swift looks at how an "a" is tokenised, which is no token here.
+    tokenizer = Tokenizer(models.WordLevel({**vocabulary, EOS: END}, unk_token=EOS))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([EOS])

@@ -1,7 +1,9 @@
 """The answers that training is measured on, and the trees that paths come from."""
 
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,3 +118,24 @@ def test_a_tree_gives_eight_paths_the_right_ones_first_or_none():
     small = tree_search.Place()
     tree_search.grow(small, [f"#### {number}" for number in range(7)], "0")
     assert tree_search.rows_of(small, "1?", random.Random(0)) == []
+
+
+@pytest.mark.slow
+def test_real_trainers_agree_on_sampled_answers_and_every_target_has_a_verdict(folder, tmp_path):
+    """60 seconds."""
+    result = tmp_path / "result.json"
+    script = Path(answers.__file__).with_name("train_step.py")
+    arms = ["--arms", "pipa,pipa_prompts,trl_kto,trl_dpo,openrlhf_dpo,swift_kto", "--only", "words"]
+    command = [sys.executable, str(script), "--quick", "--repeats", "1", "--answers", str(folder), *arms]
+    environment = {name: value for name, value in os.environ.items() if name != "SWIFT_PYTHON"}
+    done = subprocess.run(
+        [*command, "--output", str(result)], capture_output=True, text=True, timeout=1200, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if " target " in line]
+    assert len(lines) == 12 and all(line.split()[-1] in ("ok", "MISSED") for line in lines)
+    words = json.loads(result.read_text())["sections"]["words"]
+    assert list(words["failures"]) == ["swift_kto"] and "SWIFT_PYTHON" in words["failures"]["swift_kto"]
+    flops = {arm: counted["round"]["flops"] for arm, counted in words["counted"].items()}
+    assert flops["pipa"] < flops["pipa_prompts"] < flops["trl_dpo"] < flops["trl_kto"]
+    assert words["log_prob_difference"] < 1e-4
