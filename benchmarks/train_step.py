@@ -154,7 +154,13 @@ def write_page(plain: dict[str, dict], again: dict[str, dict], lines: list[str])
     if "words" in plain:
         ratios = ratios_of(plain)
         left = ", ".join(f"{DATA[name]} {one['left']:.2f}" for name, one in plain.items())
-        blocks["table"] = f"{head}\n\n{page.table(ratios)}\n\nTokens left with every common prefix once: {left}."
+        words = plain["words"]
+        shared = (
+            f"Tokens left with every common prefix once: {left}. Of the {words['sequences']} answers to word problems"
+            f" {words['different_sequences']} differ; where each of those is there once, {words['left_of_different']:.2f}"
+            " are left."
+        )
+        blocks["table"] = f"{head}\n\n{page.table(ratios)}\n\n{shared}"
         blocks["targets"] = "```\n" + "\n".join(lines) + "\n```"
         svg = page.picture(ratios)
         page.write({"cost": f"{page.sentence(ratios)}\n{head}"}, None, page.README)
