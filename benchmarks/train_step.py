@@ -157,8 +157,8 @@ def write_page(plain: dict[str, dict], again: dict[str, dict], lines: list[str])
         words = plain["words"]
         shared = (
             f"Tokens left with every common prefix once: {left}. Of the {words['sequences']} answers to word problems"
-            f" {words['different_sequences']} differ; where each of those is there once, {words['left_of_different']:.2f}"
-            " are left."
+            f" {words['different_sequences']} differ; where each of those is there once,"
+            f" {words['left_of_different']:.2f} of the tokens are left."
         )
         blocks["table"] = f"{head}\n\n{page.table(ratios)}\n\n{shared}"
         blocks["targets"] = "```\n" + "\n".join(lines) + "\n```"
