@@ -26,7 +26,7 @@ from targets import ARMS, DATA, verdicts
 QUICK_ARMS = {
     "words": tuple(ARMS),
     "trees": ("pipa", "pipa_prompts"),
-    "gsm8k": ("pipa", "pipa_prompts", "trl_kto", "trl_dpo", "openrlhf_dpo"),
+    "gsm8k": ("pipa", "pipa_prompts", "trl_kto", "trl_dpo"),
 }
 NOTES = (
     "ours is train_pipa whole, with DeepSpeed ZeRO-2 and its value head; the prior pass is timed without its hash of"
