@@ -38,7 +38,7 @@ def run_section(options: Namespace, section: Section, model: str, folder: Path) 
     try:
         counted, sequences = count_and_ask(workers, failures)
         agreement = check_sequences(expected, sequences, TOLERANCE[options.dtype])
-        timed = measure_in_turns(workers, options.repeats)
+        timed = measure_in_turns(workers, failures, options.repeats)
     finally:
         for worker in workers.values():
             worker.close()
@@ -139,14 +139,21 @@ def check_sequences(expected: dict[str, Expected], replies: dict[str, dict], tol
     return worst
 
 
-def measure_in_turns(workers: dict[str, Worker], repeats: int) -> dict[str, dict[str, list[dict]]]:
-    """Timed rounds of every arm; the order turns round with every repeat."""
+def measure_in_turns(
+    workers: dict[str, Worker], failures: dict[str, str], repeats: int
+) -> dict[str, dict[str, list[dict]]]:
+    """Timed rounds of every arm; the order turns round with every repeat. Arms that end here move to ``failures``."""
     timed = {arm: {"round": [], "prior": []} for arm in workers}
     for repeat in range(repeats):
         for arm in list(workers)[:: -1 if repeat % 2 else 1]:
-            timed[arm]["round"].append(workers[arm].ask("round"))
-            if arm.startswith("pipa"):
-                timed[arm]["prior"].append(workers[arm].ask("prior"))
+            try:
+                timed[arm]["round"].append(workers[arm].ask("round"))
+                if arm.startswith("pipa"):
+                    timed[arm]["prior"].append(workers[arm].ask("prior"))
+            except WorkerFailed as error:
+                failures[arm] = str(error)
+                workers.pop(arm).close()
+                del timed[arm]
     return timed
 
 

@@ -131,3 +131,23 @@ def test_no_step_takes_many_more_flops_than_it_must(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     verdicts = [line.split()[-1] for line in done.stdout.splitlines() if " target " in line]
     assert verdicts == ["ok", "ok"]
+
+
+def test_an_arm_that_ends_while_it_is_timed_leaves_the_others_their_figures():
+    class Stub:
+        def __init__(self, rounds: int):
+            self.rounds = rounds
+
+        def ask(self, command: str) -> dict:
+            self.rounds -= 1
+            if self.rounds < 0:
+                raise turns.WorkerFailed("gone")
+            return {"seconds": 1.0}
+
+        def close(self) -> None:
+            self.rounds = -100
+
+    workers, failures = {"pipa": Stub(4), "trl_kto": Stub(1)}, {}
+    timed = arms.measure_in_turns(workers, failures, 2)
+    assert failures == {"trl_kto": "gone"} and list(workers) == ["pipa"]
+    assert list(timed) == ["pipa"] and len(timed["pipa"]["round"]) == len(timed["pipa"]["prior"]) == 2
