@@ -19,17 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from inputs import Problem, byte_tokenizer, expected_sequences, write_data
+from answers import tokens_left
+from inputs import Problem, character_tokenizer, expected_sequences, write_data
 from measure import GIB, PeakMemory, first_line, print_head, print_table, synchronize, write_json
 from shapes import MODELS, RANK
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
-from turns import Worker, WorkerFailed
-from workers import Spec
+from turns import Spec, Worker, WorkerFailed
 
-from pipa_openrlhf.data.prefixes import Branches, PrefixTree
 from pipa_openrlhf.distributed.strategy import free_memory
 from pipa_openrlhf.model.output_head import chunk_tokens, single_pass_loss
 from pipa_openrlhf.objectives.batch_loss import TokenTerms
@@ -152,16 +150,14 @@ def time_head(arm: Callable, hidden: torch.Tensor, weight: torch.Tensor) -> tupl
 
 
 def make_problems(count: int, prompt: int, answer: int) -> list[Problem]:
-    """``count`` prompts with eight answers of log-normal lengths (sigma 0.3), half of them right; random letters."""
+    """``count`` prompts with eight answers of log-normal lengths (sigma 0.3); random tokens."""
     rng = random.Random(0)
 
-    def text(length: float) -> str:
-        return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=max(int(length), 4)))
+    def tokens(length: float) -> list[int]:
+        return rng.choices(range(26), k=max(int(length), 4))
 
-    labels = [1, 0] * 4
     return [
-        Problem(text(prompt), [text(answer * rng.lognormvariate(0, 0.3)) for _ in labels], labels)
-        for _ in range(count)
+        Problem(tokens(prompt), [tokens(answer * rng.lognormvariate(0, 0.3)) for _ in range(8)]) for _ in range(count)
     ]
 
 
@@ -171,12 +167,11 @@ def measure_training(name: str, config: PretrainedConfig, small: bool, deadline:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         weights = save_random_model(work / "model", config)
-        expected = expected_sequences(problems, byte_tokenizer())
-        write_data(work, problems, byte_tokenizer().eos_token)
-        tokens, longest = sum(total for total, _ in expected.values()), max(total for total, _ in expected.values())
+        expected = expected_sequences(problems)
+        write_data(work, problems)
+        tokens, _, distinct = tokens_left(problems)
         base = Spec(
             arm="",
-            section="natural",
             model=str(work / "model"),
             folder=folder,
             dtype="bf16" if torch.cuda.is_available() else "fp32",
@@ -184,7 +179,7 @@ def measure_training(name: str, config: PretrainedConfig, small: bool, deadline:
             batch_size=len(expected) // 2,
             micro_batch_size=8,
             steps_per_round=2,
-            max_length=longest + 2,
+            max_length=max(one.tokens for one in expected.values()) + 2,
             rank=2 if small else RANK,
         )
         arms, failures = {}, {}
@@ -195,16 +190,16 @@ def measure_training(name: str, config: PretrainedConfig, small: bool, deadline:
                 failures[arm] = str(error)
     print(f"\n{name}, {weights:.3g} weights a token")
     print(f"{len(expected)} answers, {tokens} tokens, {len(expected) // 2} answers a step, 8 a forward pass")
-    computed = {arm: shared_tokens(problems) if arm == "pipa" else tokens for arm in arms}
+    computed = {arm: distinct if arm == "pipa" else tokens for arm in arms}
     print_training(arms, tokens, {arm: 4 * weights * computed[arm] for arm in arms})
     for arm, reason in failures.items():
         print(f"{ARMS[arm]} did not run: {reason}")
-    return {"tokens": tokens, "distinct_tokens": shared_tokens(problems), "arms": arms, "failures": failures}
+    return {"tokens": tokens, "distinct_tokens": distinct, "arms": arms, "failures": failures}
 
 
 def save_random_model(folder: Path, config: PretrainedConfig) -> int:
-    """A model of that shape with the tests' tokenizer; how many weights multiply each token."""
-    tokenizer = byte_tokenizer()
+    """A model of that shape with the benchmarks' tokenizer; how many weights multiply each token."""
+    tokenizer = character_tokenizer()
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(0)
     on_cuda = torch.cuda.is_available()
@@ -238,16 +233,6 @@ def run_arm(spec: Spec, log: Path, deadline: float) -> dict[str, list[dict]]:
     finally:
         alarm.cancel()
         worker.close()
-
-
-def shared_tokens(problems: list[Problem]) -> int:
-    """Tokens of the prefix tree of all sequences: a letter is a token, and eos another one."""
-    texts = [one.prompt + answer for one in problems for answer in one.completions]
-    sequences = [np.array([*text.encode(), 256], dtype=np.int32) for text in texts]
-    branches = Branches(PrefixTree(sequences))
-    for number in range(len(sequences)):
-        branches.add(number)
-    return branches.size
 
 
 def print_training(arms: dict[str, dict], tokens: int, model_flops: dict[str, int]) -> None:

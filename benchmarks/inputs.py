@@ -3,16 +3,20 @@
 import hashlib
 import json
 import random
-import string
-import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 EOS = "<|im_end|>"
+# The characters from here on, all of them letters, are the tokens 0, 1, 2 ...
+FIRST_CHARACTER = 0x4E00
+CHARACTERS = 10000
+END = CHARACTERS  # eos
 
 # The quick model keeps the full one's proportions: a fifth of a forward pass is the output head.
 SHAPES = {
@@ -45,31 +49,45 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt and its answers; ``labels`` says which are right."""
+    """A prompt and its answers in tokens, eos left out.
 
-    prompt: str
-    completions: list[str]
-    labels: list[int]
+    The first half of the answers count as right and are chosen in pairs with the others, whatever they say: what a
+    step costs does not depend on it, and so N answers are N / 2 pairs.
+    """
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Every right answer with a wrong one; there are as many of either."""
-        right = [text for text, label in zip(self.completions, self.labels) if label]
-        wrong = [text for text, label in zip(self.completions, self.labels) if not label]
-        return list(zip(right, wrong, strict=True))
+    prompt: list[int]
+    completions: list[list[int]]
+
+    def pairs(self) -> list[tuple[list[int], list[int]]]:
+        """Every answer of the first half with one of the second."""
+        half = len(self.completions) // 2
+        return list(zip(self.completions[:half], self.completions[half:], strict=True))
+
+    def sequences(self) -> list[list[int]]:
+        """Prompt, answer and eos of each answer."""
+        return [[*self.prompt, *one, END] for one in self.completions]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """The tests' tokenizer: one token a byte."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    import tiny
+def character_tokenizer() -> PreTrainedTokenizerBase:
+    """One token a character, whatever stands beside it: trainers tokenise prompt and answer apart or together."""
+    vocabulary = {chr(FIRST_CHARACTER + token): token for token in range(CHARACTERS)}
+    # ms-swift looks at how an "a" is tokenised, which is no token here.
+    tokenizer = Tokenizer(models.WordLevel({**vocabulary, EOS: END}, unk_token=EOS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
-    return tiny.make_tokenizer()
+
+def as_text(tokens: list[int]) -> str:
+    """What :func:`character_tokenizer` reads as ``tokens``."""
+    return "".join(chr(FIRST_CHARACTER + token) for token in tokens)
 
 
 def make_model(folder: Path, shape: str, dtype: torch.dtype) -> None:
-    """Random Llama of ``SHAPES[shape]`` with tied embeddings, and the byte tokenizer."""
+    """Random Llama of ``SHAPES[shape]`` with tied embeddings, and the tokenizer of characters."""
     torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
+    tokenizer = character_tokenizer()
     config = LlamaConfig(
         **SHAPES[shape],
         max_position_embeddings=4096,
@@ -96,103 +114,47 @@ def model_size(folder: str | Path) -> dict:
 def equal_problems(count: int, seed: int = 0) -> list[Problem]:
     """``count`` sequences of 64 + 192 tokens, eos included, two to a prompt as pairs need it."""
     rng = random.Random(seed)
-    return [Problem(_text(rng, 64), [_text(rng, 191), _text(rng, 191)], [1, 0]) for _ in range(count // 2)]
+
+    def text(length: int) -> list[int]:
+        return rng.choices(range(CHARACTERS), k=length)
+
+    return [Problem(text(64), [text(191), text(191)]) for _ in range(count // 2)]
 
 
-def natural_problems(count: int, seed: int = 0) -> list[Problem]:
-    """``count`` sequences, eight answers a prompt, half of them right; lengths as sampled answers have them.
-
-    Log-normal completions (sigma 0.5) of 60 tokens on average and prompts of 20: a quarter of the tokens are prompt.
-    """
-    rng = random.Random(seed)
-    labels = [1, 0] * 4
-
-    def answer() -> str:
-        return _text(rng, int(min(max(rng.lognormvariate(3.97, 0.5), 8), 300)))
-
-    return [Problem(_text(rng, rng.randint(14, 26)), [answer() for _ in labels], labels) for _ in range(count // 8)]
-
-
-def read_problems(path: str, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Problem]:
-    """About ``count`` sequences of a JSONL file with prompt, completion and label: up to eight a prompt, half right.
-
-    Trainers differ in whether they tokenise prompt and answer together; answers to which that makes a difference are
-    left out.
-    """
-    answers: dict[str, tuple[list[str], list[str]]] = {}
-    with open(path, encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            if not isinstance(row["prompt"], str) or not isinstance(row["completion"], str):
-                raise SystemExit(f"{path}: prompt and completion must be text")
-            if _boundary_is_exact(row["prompt"], row["completion"], tokenizer):
-                answers.setdefault(row["prompt"], ([], []))[not row["label"]].append(row["completion"])
-    problems, sequences = [], 0
-    for prompt, (right, wrong) in answers.items():
-        half = min(len(right), len(wrong), 4)
-        if half and sequences < count:
-            mixed = [text for pair in zip(right[:half], wrong[:half]) for text in pair]
-            problems.append(Problem(prompt, mixed, [1, 0] * half))
-            sequences += 2 * half
-    return problems
-
-
-def whole_batches(problems: list[Problem], batch_size: int) -> list[Problem]:
-    """Problems, from the front, whose sequences fill whole batches; the last one may lose pairs."""
-    left = sum(len(problem.completions) for problem in problems) // batch_size * batch_size
-    if not left:
-        raise SystemExit(f"fewer than {batch_size} answers, half of them right, are usable")
-    kept = []
-    for problem in problems:
-        if left:
-            # Right and wrong answers alternate.
-            kept.append(Problem(problem.prompt, problem.completions[:left], problem.labels[:left]))
-            left -= len(kept[-1].completions)
-    return kept
-
-
-def write_data(folder: Path, problems: list[Problem], eos: str) -> None:
+def write_data(folder: Path, problems: list[Problem]) -> None:
     """The same sequences as answers and as pairs, in random order; ``openrlhf.jsonl`` says the final eos in text."""
-    answers = [
-        {"prompt": one.prompt, "completion": text, "label": bool(label)}
-        for one in problems
-        for text, label in zip(one.completions, one.labels)
-    ]
-    pairs = [
-        {"prompt": one.prompt, "chosen": chosen, "rejected": rejected}
-        for one in problems
-        for chosen, rejected in one.pairs()
-    ]
-    with_eos = [{**pair, "chosen": pair["chosen"] + eos, "rejected": pair["rejected"] + eos} for pair in pairs]
+    answers, pairs = [], []
+    for one in problems:
+        prompt = as_text(one.prompt)
+        for number, tokens in enumerate(one.completions):
+            is_right = number < len(one.completions) // 2
+            answers.append({"prompt": prompt, "completion": as_text(tokens), "label": is_right})
+        for chosen, rejected in one.pairs():
+            pairs.append({"prompt": prompt, "chosen": as_text(chosen), "rejected": as_text(rejected)})
+    with_eos = [{**pair, "chosen": pair["chosen"] + EOS, "rejected": pair["rejected"] + EOS} for pair in pairs]
     for name, rows in (("answers", answers), ("pairs", pairs), ("openrlhf", with_eos)):
         random.Random(0).shuffle(rows)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def expected_sequences(problems: list[Problem], tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[int, int]]:
-    """Key of every sequence -> its tokens and its loss tokens, eos included."""
-    result = {}
-    for problem in problems:
-        prompt = tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]
-        for text in problem.completions:
-            answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            result[sequence_key(prompt + answer, len(prompt))] = (len(prompt) + len(answer), len(answer))
-    return result
+@dataclass(frozen=True)
+class Expected:
+    """A sequence that every arm must train on: its tokens and loss tokens, eos included, and how often it occurs."""
+
+    tokens: int
+    loss_tokens: int
+    times: int
+
+
+def expected_sequences(problems: list[Problem]) -> dict[str, Expected]:
+    """The sequences of ``problems`` by their keys; sampled answers may be the same."""
+    held = [(ids, len(one.prompt)) for one in problems for ids in one.sequences()]
+    times = Counter(sequence_key(*each) for each in held)
+    return {
+        (key := sequence_key(ids, prompt)): Expected(len(ids), len(ids) - prompt, times[key]) for ids, prompt in held
+    }
 
 
 def sequence_key(token_ids: list[int], prompt_length: int) -> str:
     """Identifies a sequence by its tokens and the end of its prompt."""
     return hashlib.sha256(repr((list(map(int, token_ids)), int(prompt_length))).encode()).hexdigest()[:16]
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder."""
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def _text(rng: random.Random, length: int) -> str:
-    return "".join(rng.choices(string.ascii_letters, k=length))
-
-
-def _boundary_is_exact(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    apart = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, completion)]
-    return tokenizer(prompt + completion, add_special_tokens=False)["input_ids"] == apart[0] + apart[1]

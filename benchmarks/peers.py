@@ -4,6 +4,8 @@ import runpy
 import sys
 from collections.abc import Callable
 
+from turns import Spec
+
 
 def run_openrlhf_dpo(
     argv: list[str],
@@ -94,13 +96,11 @@ def _replace_cuda_calls() -> None:
     deepspeed_module.torch_dist_barrier_and_cuda_sync = lambda: None
 
 
-def make_trl_trainer(spec, method: str, precomputed: bool, callback):
+def make_trl_trainer(spec: Spec, method: str, callback):
     """TRL's DPOTrainer or KTOTrainer, LoRA, at the best settings that run.
 
     Args:
-        spec: a ``workers.Spec``.
         method: "dpo" or "kto".
-        precomputed: take the reference's log-probs from TRL's cache.
     """
     import datasets
     import torch
@@ -118,14 +118,13 @@ def make_trl_trainer(spec, method: str, precomputed: bool, callback):
     # The unit of a DPO batch is a pair.
     per_forward = spec.micro_batch_size // (2 if is_dpo else 1)
     options = {}
-    if is_dpo and spec.groups_by_length:
+    if is_dpo:
         # Unused columns would be removed before the sampler looks for this one.
         options = {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
     config = config_class(
         output_dir=f"{spec.folder}/trl",
         per_device_train_batch_size=per_forward,
         gradient_accumulation_steps=spec.batch_size // spec.micro_batch_size,
-        precompute_ref_log_probs=precomputed,
         max_length=spec.max_length,
         learning_rate=spec.learning_rate,
         lr_scheduler_type="constant",
