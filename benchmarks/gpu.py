@@ -36,7 +36,7 @@ from pipa_openrlhf.objectives.sft import sft_token_loss
 HEAD = (8192, 4096, 151_936)  # tokens, hidden size, vocabulary
 SMALL_HEAD = (48, 32, 512)
 SMALL_MODEL = LlamaConfig(
-    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=512
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=10_240
 )
 ARMS = {"pipa": "PIPA (ours)", "trl_dpo": "TRL DPO", "trl_kto": "TRL KTO", "openrlhf_dpo": "OpenRLHF DPO"}
 # Dense bf16, as their maker gives it.
