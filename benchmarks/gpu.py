@@ -145,7 +145,7 @@ def time_head(arm: Callable, hidden: torch.Tensor, weight: torch.Tensor) -> tupl
         loss = arm()
         synchronize()
         seconds.append(time.perf_counter() - started)
-    mean = None if loss is None else float(loss) / len(hidden)
+    mean = None if loss is None else float(loss.detach()) / len(hidden)
     return mean, {"seconds": statistics.median(seconds[2:]), "peak_bytes": memory.peak()}
 
 
