@@ -2,10 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from urllib.parse import quote
 
 from transformers import PreTrainedTokenizerBase
 
@@ -97,6 +97,11 @@ def _write_tree(folder: str, job: Job, index: int, tree: Tree) -> None:
         "prompt": job.prompts[index],
         **tree.as_json(),
     }
-    with open(os.path.join(folder, f"{quote(problem.problem_id, safe='')}.json"), "w", encoding="utf-8") as file:
+    with open(os.path.join(folder, f"{_as_file_name(problem.problem_id)}.json"), "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
         file.write("\n")
+
+
+def _as_file_name(problem_id: str) -> str:
+    """The same for no two problems; what is no letter, digit, dot or dash is written by its bytes."""
+    return re.sub(r"[^\w.-]", lambda found: f"%{found[0].encode().hex()}", problem_id)

@@ -104,6 +104,14 @@ def test_what_ends_a_step(judged, model_folder, tmp_path, ends, steps):  # noqa:
     assert [node["text"] for node in tree["nodes"] if node["fate"] in ("kept", "finished")] == steps
 
 
+def test_a_tree_has_the_name_of_its_problem_wherever_that_would_lead(judged, model_folder, tmp_path):  # noqa: F811
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"question": "right?", "answer": "4", "problem_id": "../a b"}) + "\n")
+    plain = judged | {"--model.model_name_or_path": model_folder, "--sbs.value": "none", "--problems.file": str(path)}
+    assert call(evaluate, plain) == 0
+    assert [one.name for one in (tmp_path / "trees").iterdir()] == ["..%2fa%20b.json"]
+
+
 def test_steps_end_as_the_style_of_the_prompt_has_them():
     assert parse("evaluate", []).step_ends == ("\n",)
     assert parse("evaluate", ["--prompt.style", "alphamath"]).step_ends == ("</code>", "</step>")
