@@ -12,21 +12,7 @@ done
 # Two runs on one machine need two ports.
 launch=(deepspeed --master_port $((20000 + RANDOM % 20000)) --module)
 
-# stage FOLDER NAME COMMAND...: run the command once; its marker in FOLDER/done holds the command, for the report.
-stage() {
-  local done_folder=$1/done name=$2 start=$SECONDS
-  shift 2
-  mkdir -p "$done_folder"
-  if [ -e "$done_folder/$name" ]; then echo "== $name: done before"; return; fi
-  echo "== $name"
-  "$@"
-  { echo "# $name: $((SECONDS - start)) s"; printf '%q ' "$@"; echo; } > "$done_folder/$name.unfinished"
-  mv "$done_folder/$name.unfinished" "$done_folder/$name"
-  echo "== $name: $((SECONDS - start)) s"
-}
-
-# commands_of FOLDER: the commands of its finished stages, in order.
-commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
+source scripts/stage.sh
 
 # bf16, or float32 on a CPU that is slower in bf16.
 dtype=$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype; print(fastest_dtype())' | tail -n 1)
