@@ -1,0 +1,146 @@
+"""scripts/paper: a script for every published row, the flags of each, a dry run of all, and some at toy size."""
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_model, make_tokenizer, read_jsonl, run_in_process, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "scripts" / "paper"
+sys.path.insert(0, str(PAPER))
+
+import plan  # noqa: E402
+import tables  # noqa: E402
+
+METHOD = ROOT.parent / "shared" / "METHOD.md"
+# By hand, from the paper: what the flags of a method are, and its learning rates (DeepSeek, Qwen).
+METHODS = {
+    "DPO": ("train_dpo", {"model.beta": "0.1"}, ("5e-7", "5e-7")),
+    "IPO": ("train_dpo", {"model.beta": "0.1", "model.ipo_enable": None}, ("5e-7", "5e-7")),
+    "Step-DPO": ("train_dpo", {"model.beta": "0.1", "dpo.step_loss": "l1"}, ("5e-7", "5e-7")),
+    "KTO": ("train_kto", {"model.beta": "0.1"}, ("5e-5", "5e-7")),
+    "Step-KTO": ("train_kto", {"model.beta": "0.1", "kto.step_loss": "l1"}, ("5e-5", "5e-7")),
+    "PIPA-M": ("train_pipa", {"pipa.variant": "m"}, ("5e-5", "5e-7")),
+    "PIPA-N": ("train_pipa", {"pipa.variant": "n"}, ("5e-5", "5e-7")),
+}
+RECIPE = {"ds.lora.rank": "64", "ds.lora.alpha": "16", "train.batch_size": "256", "train.max_epochs": "1"}
+
+
+def run(script, *words, timeout=60) -> subprocess.CompletedProcess:
+    command = ["bash", str(PAPER / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def commands(script, *words) -> list[tuple[str, list[str]]]:
+    """(module, words) of the commands that a script would run."""
+    done = run(script, "--commands_only", *words)
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("#")]
+    places = [next(n for n, word in enumerate(line) if word.startswith(plan.PREFIX)) for line in lines]
+    return [(line[n].removeprefix(plan.PREFIX), line[n + 1 :]) for line, n in zip(lines, places)]
+
+
+def as_flags(words: list[str]) -> dict[str, str | None]:
+    """Flag to value, None where it has none; the last one wins."""
+    found = {}
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            following = words[index + 1] if index + 1 < len(words) else "--"
+            found[word[2:]] = None if following.startswith("--") else following
+    return found
+
+
+@pytest.mark.skipif(not METHOD.exists(), reason="the table to compare with is not beside this checkout")
+def test_the_published_numbers_are_those_of_the_method_page():
+    section = METHOD.read_text().split("## Results to reproduce", 1)[1].split("\n## ", 1)[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    rows, data, labels = [], "", ""
+    for line in lines[2:]:
+        data, labels = line[0] or data, line[1] or labels
+        rows.append([f"{data}, {labels}: {line[2]}", *line[3:]])
+    of_page = [[row["algorithm"], *(row[column] for column in tables.COLUMNS)] for row in tables.published()]
+    assert len(rows) == 15 and of_page[:15] == rows
+
+
+def test_every_published_row_has_a_script_and_every_script_of_a_table_a_row():
+    runs = {row["run"] for row in tables.published()}
+    scripts = {path.stem for path in PAPER.glob("*/*.sh")}
+    assert scripts - runs == {"figure5_pipa_m", "figure5_pipa_n"} and runs <= scripts
+    assert all(len(path.read_text().splitlines()) <= 9 for path in PAPER.glob("*/*.sh"))
+
+
+@pytest.mark.parametrize("model", [0, 1], ids=tables.MODELS)
+def test_rows_of_table_1_train_what_their_line_says(model):
+    for row in [row for row in tables.published() if row["table"] == "1"]:
+        data, labels, method = re.fullmatch(r"(\w+), (\w+): (\S+)", row["algorithm"]).groups()
+        found = commands(f"table1/{row['run']}.sh", "--model", tables.MODELS[model])
+        assert [one for one, _ in found][:2] == ["prepare_alphamath", "train_sft"]
+        [(module, words)] = [one for one in found if one[0] not in ("prepare_alphamath", "train_sft", "evaluate")]
+        given = as_flags(words)
+        expected, own, rates = METHODS[method]
+        assert module == expected and given["data.annotation"] == labels and given["adam.lr"] == rates[model]
+        assert given.get("data.pairing") == ("match" if data == "paired" else None)
+        assert own.items() <= given.items() and RECIPE.items() <= given.items()
+        specific = {name for name in given if name.split(".")[0] in ("pipa", "kto", "dpo")} | {"model.ipo_enable"}
+        assert specific & set(given) <= set(own)
+        folder = f"runs/paper/{tables.MODELS[model]}/{row['run']}"
+        assert given["ckpt.output_dir"] == folder
+        evaluated = [as_flags(words) for one, words in found if one == "evaluate"]
+        assert [one["evaluate.output_dir"] for one in evaluated] == [f"{folder}_gsm8k", f"{folder}_math"]
+        assert all(one["model.model_name_or_path"] == folder for one in evaluated)
+
+
+def test_ablations_and_the_grid_change_one_thing():
+    def trained(script, *words):
+        return as_flags([one for one in commands(script, *words) if one[0] not in ("evaluate",)][-1][1])
+
+    def changed(script, base, *words):
+        ours, theirs = trained(script, *words), trained(f"table1/{base}.sh")
+        names = (ours.keys() | theirs.keys()) - {"ckpt.output_dir"}
+        return {name: ours.get(name) for name in names if ours.get(name) != theirs.get(name)}
+
+    m, n, folder = "unpaired_step_pipa_m", "unpaired_step_pipa_n", "runs/paper/deepseek"
+    assert changed("ablations/table2_fixed_g.sh", m) == {"pipa.fixed_value": "0.5"}
+    for variant, base, keep in (("m", m, "all"), ("n", n, "negative")):
+        script = f"ablations/table3_pipa_{variant}_trained_prior.sh"
+        assert changed(script, base) == {"prior.model_name_or_path": f"{folder}/prior_{keep}"}
+        [prior] = [as_flags(words) for _, words in commands(script) if f"{folder}/prior_{keep}" == words[-1]]
+        assert (prior["data.keep"], prior["train.max_epochs"]) == (keep, "3")
+        assert prior["model.model_name_or_path"] == f"{folder}/sft"
+    assert changed("ablations/table4_kto_sft.sh", "unpaired_answer_kto") == {"kto.sft_coef": "1.0"}
+    assert changed("ablations/table4_pipa_m_sft.sh", "paired_answer_pipa_m") == {"pipa.sft_coef": "1.0"}
+    assert changed(f"table1/{m}.sh", m, "--lr", "5e-6") == {"adam.lr": "5e-6"}
+    swept = [words for module, words in commands("ablations/figure5_pipa_n.sh") if module == "train_pipa"]
+    assert [next(word for word in words if "threshold=" in word).split("=")[1] for words in swept] == [
+        *("-0.5", "0", "0.25", "0.75", "1")
+    ]
+    assert len({as_flags(words)["ckpt.output_dir"] for words in swept}) == 5
+
+
+def test_a_dry_run_of_everything_checks_and_estimates_it():
+    lines = [line for name in ("table1", "ablations", "lr_grid") for line in commands_of_runner(f"run_{name}.sh")]
+    output = list(plan.report(lines, plan.Machine(gpus=8, tflops=989, utilisation=0.35)))
+    remarks = [line for line in output if line.startswith("    #")]
+    # Data; SFT of both; 2 x 15 x 3 rates; Tables 2 to 4, two priors, 2 x 5 thresholds; each run evaluated twice.
+    trained = 2 + 2 * 15 * 3 + 5 + 2 + 10
+    assert output[-1].startswith(f"{1 + trained + 2 * (trained - 2)} commands")
+    assert len(remarks) == 1 + trained + 2 * (trained - 2) and not any("no estimate" in line for line in remarks)
+
+
+def commands_of_runner(script) -> list[str]:
+    """What a runner hands to plan.py."""
+    text = (PAPER / script).read_text().replace("$0", str(PAPER / script))
+    done = subprocess.run(
+        ["bash", "-c", text.replace(f'"$(dirname "{PAPER / script}")/runner.sh"', "/dev/stdin"), script],
+        input=(PAPER / "runner.sh").read_text(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
