@@ -25,6 +25,7 @@ _CONFIGS = {
     "prepare_alphamath": "pipa_openrlhf.cli.prepare_alphamath:PrepareConfig",
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
+    "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
     "report": "pipa_openrlhf.cli.report:ReportConfig",
     "objectives": "pipa_openrlhf.cli.flags:NoConfig",
 }

@@ -19,6 +19,7 @@ class ReportSettings:
     title: str = setting("Evaluation report", "heading")
     evaluations: Sequence[str] = setting((), "NAME=FOLDER, output folders of evaluate", nargs="+")
     runs: Sequence[str] = setting((), "NAME=FOLDER, output folders of training, with metrics.jsonl", nargs="+")
+    trees: Sequence[str] = setting((), "files of --sbs.tree_dir, each a search to draw", nargs="+")
     baseline: str | None = setting(None, "what the others are compared with; unset: the first")
     commands: str | None = setting(None, "text file with the commands that made the results")
 
@@ -43,7 +44,7 @@ def main(config: ReportConfig) -> None:
         raise UserError(f"--report.baseline {baseline}: not one of {', '.join(folders)}")
     runs = {name: report.read_metrics(folder) for name, folder in _named(flags.runs, "--report.runs").items()}
     rows = report.comparison(folders, baseline)
-    sections = _sections(folders, runs)
+    sections = _sections(folders, runs) + _trees(flags.trees)
     note = report.footnote(folders)
     page = report.html_page(flags.title, rows, note, sections, _read_text(flags.commands))
     os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
@@ -57,6 +58,8 @@ def main(config: ReportConfig) -> None:
 def _write_pictures(folder: str, sections: list[tuple[str, str, str]]) -> None:
     os.makedirs(folder, exist_ok=True)
     for heading, picture, _ in sections:
+        if not picture.startswith("<svg"):
+            continue
         with open(os.path.join(folder, f"{heading.lower().replace(' ', '_')}.svg"), "w", encoding="utf-8") as file:
             file.write(picture)
 
@@ -80,6 +83,17 @@ def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tupl
     if rewarded:
         note = "Sum over an answer's tokens of log policy - log prior, averaged over the answers of a batch."
         sections.append(("Rewards", plots.rewards(rewarded), note))
+    return sections
+
+
+def _trees(paths: Sequence[str]) -> list[tuple[str, str, str]]:
+    from pipa_openrlhf.evaluate.tree_page import read_tree, tree_html
+
+    sections = []
+    for path in paths:
+        tree = read_tree(path)
+        note = f"A step of the search below the one it continues, with its value. The right answer is {tree['gold']}."
+        sections.append((f"Search of problem {tree['problem_id']}", tree_html(tree), note))
     return sections
 
 

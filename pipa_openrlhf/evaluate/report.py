@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluate import tree_page
 from pipa_openrlhf.evaluate.results import headline, mcnemar_p, read_results, read_summary, verdicts
 
 _STYLE = """
@@ -94,13 +95,13 @@ def _against(rights: dict[str, bool], base: dict[str, bool]) -> tuple[str, str, 
 def html_page(
     title: str, rows: list[tuple[str, ...]], note: str, sections: list[tuple[str, str, str]], commands: str
 ) -> str:
-    """``sections`` are heading, picture (SVG) and note; ``note`` is the table's."""
+    """``sections`` are heading, picture (SVG, or a tree in HTML) and note; ``note`` is the table's."""
     parts = [f"<h1>{html.escape(title)}</h1>", _html_table(rows), f'<p class="note">{html.escape(note)}</p>']
     for heading, picture, words in sections:
         parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(words)}</p>')
     if commands:
         parts.append(f"<h2>Commands</h2><pre>{html.escape(commands)}</pre>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}{tree_page.STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
@@ -152,6 +153,18 @@ def value_likelihood(runs: dict[str, list[dict]]) -> str:
     axes[0].axhline(0.5, color="#8c8c8c", linewidth=1, linestyle=":")
     axes[0].set_xlabel("optimizer step")
     axes[0].set_ylabel("likelihood of the labels")
+    axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def calibration_curves(tables: dict[str, list[dict]]) -> str:
+    """Share of steps that are right against the value that they were given, one curve a table of bins."""
+    figure, axes = _figure(1)
+    for index, (name, bins) in enumerate(tables.items()):
+        points = [(one["mean_value"], one["share_right"]) for one in bins]
+        axes[0].plot(*zip(*points), "o-", color=COLOURS[index + 1], label=name)
+    axes[0].plot((0, 1), (0, 1), color="#8c8c8c", linewidth=1, linestyle=":")
+    axes[0].set(xlabel="mean g of a bin", ylabel="share of right steps", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes[0].legend(frameon=False)
     return _svg(figure)
 

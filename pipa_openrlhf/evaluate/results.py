@@ -184,6 +184,30 @@ def majority_is_right(rows: Rows) -> bool:
     return any(row["right"] for row in rows if row["vote"] == winner)
 
 
+def weighted_majority_is_right(rows: Rows) -> bool:
+    """Whether that answer to one problem is right whose rows have the largest sum of values; of equal ones the first.
+
+    Rows without an answer have no vote.
+    """
+    weights: Counter[int] = Counter()
+    for row in rows:
+        if row["vote"] is not None:
+            weights[row["vote"]] += row["value"]
+    if not weights:
+        return False
+    winner = min(weights, key=lambda vote: (-weights[vote], vote))
+    return any(row["right"] for row in rows if row["vote"] == winner)
+
+
+def best_is_right(rows: Rows) -> bool:
+    """Whether the row of highest value is right, of the rows to one problem that give an answer.
+
+    Of equal ones the first counts.
+    """
+    answered = [row for row in rows if row["vote"] is not None]
+    return bool(answered) and bool(max(answered, key=lambda row: (row["value"], -row["sample"]))["right"])
+
+
 def pass_at_k(n: int, right: int, k: int) -> float:
     """Probability that one of ``k`` answers is right, drawn without replacement from ``n`` of which ``right`` are.
 
@@ -193,13 +217,17 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def scores_of(rows: Rows) -> dict[str, list[float]]:
-    """Name of a score to its value on each problem; with several answers also ``maj@n`` and ``pass@k``."""
+    """Name of a score to its value on each problem; with several answers also ``maj@n`` and ``pass@k``, and where they
+    were judged ``weighted maj@n`` and ``best-of-n``."""
     problems = list(by_problem(rows).values())
     n = max(map(len, problems))
     rights = [sum(bool(row["right"]) for row in of_problem) for of_problem in problems]
     scores = {"accuracy": [right / n for right in rights]}
     if n > 1:
         scores[f"maj@{n}"] = [float(majority_is_right(of_problem)) for of_problem in problems]
+        if all("value" in row for row in rows):
+            scores[f"weighted maj@{n}"] = [float(weighted_majority_is_right(of_problem)) for of_problem in problems]
+            scores[f"best-of-{n}"] = [float(best_is_right(of_problem)) for of_problem in problems]
         ks = [*(1 << power for power in range(1, n.bit_length()) if 1 << power < n), n]
         scores |= {f"pass@{k}": [pass_at_k(n, right, k) for right in rights] for k in ks}
     return scores
@@ -262,6 +290,7 @@ def _row(problem: "Problem", answer: "Answer", predicted: str | None, right: boo
         "completion": answer.text,
         "finished": answer.finished,
         "num_tokens": answer.num_tokens,
+        **({} if answer.value is None else {"value": answer.value}),
         "grader": grader_name(),
     }
 

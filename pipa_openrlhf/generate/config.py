@@ -1,5 +1,6 @@
 """Settings of sampling and evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipa_openrlhf.config import (
@@ -10,7 +11,7 @@ from pipa_openrlhf.config import (
 )
 from pipa_openrlhf.data.config import TemplateConfig
 from pipa_openrlhf.errors import UserError, check_downloads, check_model_path
-from pipa_openrlhf.settings import check_bounds, setting
+from pipa_openrlhf.settings import check_bounds, setting, unescaped
 
 FEW_SHOT_FLAG = "--prompt.few_shot"
 
@@ -121,12 +122,22 @@ class EvaluateSettings:
     """How problems are answered and where results go."""
 
     output_dir: str | None = setting(None, "gets results.jsonl and summary.json")
-    decode: str = setting("greedy", "sample: several answers, majority vote and pass@k", choices=("greedy", "sample"))
+    decode: str = setting(
+        "greedy",
+        "sample: several answers, majority vote and pass@k; sbs: step-level beam search, see --sbs.*",
+        choices=("greedy", "sample", "sbs"),
+    )
+    value_head: str | None = setting(
+        None,
+        "folder of an exported value head: decode sample chooses and weighs answers by it; of decode sbs the head in "
+        "place of the model's own",
+        is_path=True,
+    )
     num_answers: int = setting(8, "answers a problem, of decode sample", least=1)
     temperature: float = setting(0.7, "of decode sample", above=0)
     top_p: float = setting(1.0, "nucleus sampling, of decode sample; 1: off", above=0, most=1)
     max_new_tokens: int = setting(512, "longest answer", least=1)
-    batch_size: int = setting(96, "answers generated at a time", least=1)
+    batch_size: int = setting(96, "answers generated at a time; of decode sbs, candidates", least=1)
     overwrite: bool = setting(False, "delete another evaluation there first")
 
     @property
@@ -136,12 +147,57 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class SbsSettings:
+    """Step-level beam search, of decode sbs."""
+
+    beams: int = setting(3, "B1: beams of a problem", least=1)
+    samples: int = setting(1, "B2: next steps sampled for each beam; first steps are beams x samples", least=1)
+    value: str = setting(
+        "head",
+        "what candidates are ranked by. head: g after the last token; logprob: mean log-prob of the answer's tokens; "
+        "none: nothing, the first beam that finishes is the answer",
+        choices=("head", "logprob", "none"),
+    )
+    max_depth: int = setting(10, "most steps; a beam that has not finished then fails", least=1)
+    temperature: float = setting(0.6, "sampling temperature; 0: greedy", least=0)
+    top_p: float = setting(1.0, "nucleus sampling; 1: off", above=0, most=1)
+    step_end: Sequence[str] = setting(
+        (),
+        "texts that end a step; \\n is understood; unset: a line end, of --prompt.style alphamath </code> or </step>",
+        nargs="+",
+        parse=unescaped,
+    )
+    tree_dir: str | None = setting(None, "folder that gets the tree of each problem as JSON", is_written=True)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(GenerateConfig):
     """Of ``cli/evaluate.py``."""
 
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    sbs: SbsSettings = field(default_factory=SbsSettings)
 
     def check(self) -> None:
         """Raises UserError."""
         _required(self.evaluate.output_dir, "--evaluate.output_dir")
         super().check()
+        if self.evaluate.value_head is not None and not self.uses_head:
+            raise UserError("--evaluate.value_head is for --evaluate.decode sample, or sbs with --sbs.value head")
+        if not all(self.sbs.step_end):
+            raise UserError("--sbs.step_end: a text is empty, and would end a step at each token")
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether a value head judges answers."""
+        decode = self.evaluate.decode
+        return self.sbs.value == "head" if decode == "sbs" else decode == "sample" and bool(self.evaluate.value_head)
+
+    @property
+    def step_ends(self) -> tuple[str, ...]:
+        """Texts that end a step."""
+        return tuple(self.sbs.step_end) or (("</code>", "</step>") if self.prompt.style == "alphamath" else ("\n",))
+
+    @property
+    def head_folder(self) -> str | None:
+        """Where the value head that judges answers is; None where none does."""
+        return (self.evaluate.value_head or self.model.path) if self.uses_head else None

@@ -48,20 +48,34 @@ class SamplingSettings:
     seed: int = 42
     stop: str | None = None
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """Of a batch."""
+        return self.num_samples
+
 
 @dataclass(frozen=True)
 class Answer:
-    """``finished``: the model ended it; otherwise it was stopped for length."""
+    """What a model wrote.
+
+    Attributes:
+        finished: the model ended it; otherwise it was stopped for length.
+        num_tokens: drawn, its end included.
+        token_ids: of its text, without its end; empty where a search found it.
+        value: of the answer, where something judged it.
+    """
 
     text: str
     finished: bool
     num_tokens: int
+    token_ids: tuple[int, ...] = ()
+    value: float | None = None
 
 
 def plan_batches(prompts: list[str], settings: SamplingSettings) -> list[list[int]]:
     """Indices of the prompts of each batch, the longest prompts first: running out of memory shows at once."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    size = max(1, settings.batch_size // settings.num_samples)
+    size = max(1, settings.batch_size // settings.rows_per_prompt)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
@@ -156,20 +170,26 @@ def _to_answer(
         return cast(str, text)  # of one list of tokens
 
     length = next((position for position, token in enumerate(new) if token in ends), len(new))
+    ids = new[:length]
     # Some tokenizers drop a leading space when they decode, so the answer is what it adds to the decoded prompt.
-    text = decoded(prompt + new[:length])[len(decoded(prompt)) :]
+    text = decoded(prompt + ids)[len(decoded(prompt)) :]
     num_tokens = min(length + 1, len(new))
-    if stop is not None and stop in text:
-        # generate() fills the row up with padding, which is an end only where it is the eos token.
-        num_tokens = min(num_tokens, len(new) - _trailing(tokenizer.pad_token_id, new))
-        return Answer(text.partition(stop)[0], finished=True, num_tokens=num_tokens)
-    return Answer(text, finished=length < len(new), num_tokens=num_tokens)
+    if stop is None or stop not in text:
+        return Answer(text, finished=length < len(new), num_tokens=num_tokens, token_ids=tuple(ids))
+    # generate() fills the row up with padding, which is an end only where it is the eos token.
+    num_tokens = min(num_tokens, len(new) - _trailing(tokenizer.pad_token_id, new))
+    text = text.partition(stop)[0]
+    while ids and len(decoded(prompt + ids)) > len(decoded(prompt)) + len(text):
+        ids.pop()
+    return Answer(text, finished=True, num_tokens=num_tokens, token_ids=tuple(ids))
 
 
 def _trailing(token: int | None, tokens: list[int]) -> int:
     return next((count for count, one in enumerate(reversed(tokens)) if one != token), len(tokens))
 
 
+# `sample_batches`, or another way to answers.
+Decode = Callable[..., Iterator[tuple[list[int], list[list[Answer]]]]]
 # From problems with all their answers to as many rows each, so that answers are graded together.
 MakeRows = Callable[[list[tuple[Problem, list[Answer]]]], list[list[dict]]]
 
@@ -233,7 +253,7 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     return Job(config, problems, prompts, tokenizer, replace(sampling, stop=stop))
 
 
-def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str) -> None:
+def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str, decode: Decode = sample_batches) -> None:
     """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
     done = {(row["problem_id"], row["sample"]) for row in file.rows}
     samples = range(job.sampling.num_samples)
@@ -247,7 +267,7 @@ def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str) -> None:
     model = job.load_model()
     total = len(job.problems) * len(samples)
     with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True) as bar:
-        for batch, answers in sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling):
+        for batch, answers in decode(model, job.tokenizer, job.prompts, batches, job.sampling):
             problems = [job.problems[index] for index in batch]
             rows = [
                 {"problem_id": problem.problem_id, "sample": sample} | row

@@ -133,6 +133,47 @@ def test_command_writes_a_page_that_stands_alone(folders, tmp_path, capsys):
         assert loaded_from_elsewhere not in page
 
 
+TREE = {
+    "problem_id": "7",
+    "question": "1 < 2?",
+    "gold": "yes",
+    "ranked_by": "head",
+    "answer": 3,
+    "nodes": [
+        {"parent": None, "text": "", "value": 0.5, "fate": "root"},
+        {"parent": 0, "text": "1 & 2\n", "value": 0.25, "fate": "kept"},
+        {"parent": 0, "text": "no\n", "value": 0.0, "fate": "worse"},
+        {"parent": 1, "text": "yes", "value": 1.0, "fate": "finished"},
+    ],
+}
+
+
+def test_a_search_is_drawn(folders, tmp_path):
+    path, output = tmp_path / "7.json", tmp_path / "report.html"
+    path.write_text(json.dumps(TREE))
+    flags = ["--report.evaluations", f"SFT={folders['SFT']}", "--report.output", str(output)]
+    assert run(main, "report", [*flags, "--report.trees", str(path), "--report.pictures", str(tmp_path / "p")]) == 0
+    page = output.read_text()
+    assert "Search of problem 7" in page and "The right answer is yes." in page
+    lines = [
+        ("answer", 60, "0.500", "1 &lt; 2?", "root"),
+        ("answer", 30, "0.250", "1 &amp; 2", "kept"),
+        ("answer", 120, "1.000", "yes", "finished"),
+        ("over", 0, "0.000", "no", "worse"),
+    ]
+    places = [
+        page.index(
+            f'<li class="{kind}"><span class="value" style="background:hsl({hue} 60% 80%)">{value}</span>'
+            f'<span class="step">{text}</span> <span class="fate">{fate}</span>'
+        )
+        for kind, hue, value, text, fate in lines
+    ]
+    assert places == sorted(places), "what continues a step stands below it, and before its next sibling"
+    assert [one.name for one in (tmp_path / "p").iterdir()] == ["accuracy.svg"]
+    other = [*flags, "--report.trees", str(tmp_path / "sft" / "summary.json")]
+    assert run(main, "report", other) == 1
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

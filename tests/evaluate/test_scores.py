@@ -6,6 +6,7 @@ import pytest
 
 from pipa_openrlhf.evaluate.grading import Grader
 from pipa_openrlhf.evaluate.results import (
+    best_is_right,
     bootstrap_interval,
     headline,
     majority_is_right,
@@ -17,6 +18,7 @@ from pipa_openrlhf.evaluate.results import (
     scores_of,
     summarise,
     verdicts,
+    weighted_majority_is_right,
 )
 from pipa_openrlhf.generate.problems import Problem
 from pipa_openrlhf.generate.sampling import Answer
@@ -164,3 +166,29 @@ def test_rows_tell_answers_apart():
     assert [row["vote"] for row in first] == [0, 0, 2, 2, 4, None, None]
     assert first[0]["level"] == "Level 2" and "type" not in first[0] and "level" not in second[0]
     assert [(row["right"], row["vote"]) for row in second] == [(False, 0), (False, 0), (True, 2)]
+
+
+@pytest.mark.parametrize(
+    "answers, values, weighted, best",
+    [
+        # Two that say the same weigh less than one of high value.
+        ([(0, False), (1, True), (0, False)], [0.2, 0.9, 0.3], True, True),
+        # And more than the best one.
+        ([(0, True), (1, False), (0, True)], [0.5, 0.9, 0.5], True, False),
+        # What gives no answer has no vote, whatever its value.
+        ([(None, False), (1, True)], [0.9, 0.1], True, True),
+        ([(None, False), (None, False)], [0.9, 0.1], False, False),
+        # Of equal ones the first.
+        ([(0, True), (1, False)], [0.5, 0.5], True, True),
+        ([(0, False), (1, True)], [0.5, 0.5], False, False),
+    ],
+)
+def test_values_choose_and_weigh_answers(answers, values, weighted, best):
+    rows = [row | {"value": value} for row, value in zip(answer_rows("p", *answers), values)]
+    for order in (rows, rows[::-1]):
+        assert weighted_majority_is_right(order) == weighted
+        assert best_is_right(order) == best
+    scores = scores_of(rows)
+    n = len(answers)
+    assert scores[f"weighted maj@{n}"] == [weighted] and scores[f"best-of-{n}"] == [best]
+    assert f"best-of-{n}" not in scores_of(answer_rows("p", *answers))
