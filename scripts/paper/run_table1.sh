@@ -2,5 +2,6 @@
 # Table 1 on one node: SFT, every row on both models, its evaluation; then results/table1.md in the work folder.
 #   bash scripts/paper/run_table1.sh [--model deepseek|qwen] [--work FOLDER] [--dry_run] [--toy FOLDER]
 # Run again, it skips what is done.
-rows=("$(dirname "$0")"/table1/*.sh) models=(deepseek qwen) rates=("")
-source "$(dirname "$0")/runner.sh"
+paper=$(realpath "$(dirname "$0")")
+rows=("$paper"/table1/*.sh) models=(deepseek qwen) rates=("")
+source "$paper/runner.sh"

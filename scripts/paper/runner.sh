@@ -1,11 +1,11 @@
-# Sourced by run_*.sh, which set rows, models and rates: every row on every model at every rate, then the tables.
+# Sourced by run_*.sh, which set paper (this folder), rows, models and rates: every row on every model at every rate, then the tables.
 set -euo pipefail
-paper=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 
-dry_run=false work=runs/paper passed=()
+dry_run=false commands_only=false work=runs/paper passed=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --dry_run) dry_run=true ;;
+    --commands_only) commands_only=true ;;
     --model) models=("${2:?--model is deepseek or qwen}"); shift ;;
     --work) work=${2:?--work needs a folder}; shift ;;
     --toy) passed+=(--toy "${2:?--toy needs a folder}"); shift ;;
@@ -29,10 +29,10 @@ run_all() {
   done
 }
 
-if $dry_run; then
-  run_all --commands_only | (cd "$paper/../.." && python scripts/paper/plan.py)
-  exit
-fi
+if $commands_only; then run_all --commands_only; exit; fi
+cd "$paper/../.."
+if [ -x .venv/bin/python ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+if $dry_run; then run_all --commands_only | python scripts/paper/plan.py; exit; fi
 run_all
-(cd "$paper/../.." && python scripts/paper/tables.py --work "$work")
+python scripts/paper/tables.py --work "$work"
 if [ ${#failed[@]} -gt 0 ]; then echo "error: failed, see above: ${failed[*]}" >&2; exit 1; fi

@@ -74,16 +74,18 @@ fine_tune() {
 
 run_sft() { prepare; fine_tune sft "$base" positive; }
 
-# evaluate NAME: GSM8K's and MATH's test problems.
+# evaluate NAME: step-level beam search with (B1, B2) = (3, 1) on GSM8K's test problems and (1, 1) on MATH's. No value
+# ranks the beams: the paper leaves search with g to later work, and DPO and KTO have none.
 evaluate() {
-  evaluate_on "$1" gsm8k "$gsm8k"
-  evaluate_on "$1" math "$math"
+  search "$1" gsm8k "$gsm8k" 3
+  search "$1" math "$math" 1
 }
 
-# evaluate_on NAME BENCHMARK PROBLEMS
-evaluate_on() {
+# search NAME BENCHMARK PROBLEMS BEAMS
+search() {
   in_stage "$folder" "$1_$2" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$folder/$1" \
-    --problems.file "$3" --prompt.style alphamath --evaluate.max_new_tokens 2048 --ds.param_dtype bf16 \
+    --problems.file "$3" --prompt.style alphamath --evaluate.decode sbs --sbs.beams "$4" --sbs.samples 1 --sbs.value none \
+    --sbs.temperature 0.6 --sbs.max_depth 10 --evaluate.max_new_tokens 2048 --ds.param_dtype bf16 \
     --evaluate.output_dir "$folder/$1_$2" ${toy_evaluate[@]+"${toy_evaluate[@]}"}
 }
 

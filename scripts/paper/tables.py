@@ -1,7 +1,7 @@
-"""The tables of the paper with our accuracies beside the published ones: ``python scripts/paper/tables.py --work FOLDER``
+"""The tables of the paper, our accuracies beside the published ones: ``python scripts/paper/tables.py --work FOLDER``
 
-Writes ``table1.md``, ``ablations.md`` and ``lr_grid.md`` into FOLDER/results. A cell is "published / ours (95 % interval)";
-a dash stands for what was not published, or has not been run.
+Writes ``table1.md``, ``ablations.md`` and ``lr_grid.md`` into FOLDER/results. A cell is "published / ours (95 %
+interval)"; a dash stands for what was not published, or has not been run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ BENCHMARKS, MODELS = ("gsm8k", "math"), ("deepseek", "qwen")
 COLUMNS = tuple(f"{benchmark}_{model}" for benchmark in BENCHMARKS for model in MODELS)
 NAMES = {"gsm8k": "GSM8K", "math": "MATH", "deepseek": "DS", "qwen": "QW"}
 SIZES = {"gsm8k": 1319, "math": 5000}
-NOTE = "Published / ours in percent, with its 95 % interval; DS = DeepSeek-Math-7B-Instruct, QW = Qwen2.5-Math-7B-Instruct."
+NOTE = "Published / ours in percent (95 % interval); DS: DeepSeek-Math-7B-Instruct, QW: Qwen2.5-Math-7B-Instruct."
 
 
 def published() -> list[dict[str, str]]:

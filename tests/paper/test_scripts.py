@@ -1,7 +1,6 @@
 """scripts/paper: a script for every published row, the flags of each, a dry run of all, and some at toy size."""
 
-import contextlib
-import io
+import json
 import re
 import shlex
 import subprocess
@@ -94,6 +93,10 @@ def test_rows_of_table_1_train_what_their_line_says(model):
         evaluated = [as_flags(words) for one, words in found if one == "evaluate"]
         assert [one["evaluate.output_dir"] for one in evaluated] == [f"{folder}_gsm8k", f"{folder}_math"]
         assert all(one["model.model_name_or_path"] == folder for one in evaluated)
+        assert [(one["evaluate.decode"], one["sbs.beams"], one["sbs.samples"]) for one in evaluated] == [
+            ("sbs", "3", "1"),
+            ("sbs", "1", "1"),
+        ]
 
 
 def test_ablations_and_the_grid_change_one_thing():
@@ -124,23 +127,95 @@ def test_ablations_and_the_grid_change_one_thing():
 
 
 def test_a_dry_run_of_everything_checks_and_estimates_it():
-    lines = [line for name in ("table1", "ablations", "lr_grid") for line in commands_of_runner(f"run_{name}.sh")]
+    lines = commands_of_runner("run_table1.sh") + commands_of_runner("run_ablations.sh")
     output = list(plan.report(lines, plan.Machine(gpus=8, tflops=989, utilisation=0.35)))
     remarks = [line for line in output if line.startswith("    #")]
-    # Data; SFT of both; 2 x 15 x 3 rates; Tables 2 to 4, two priors, 2 x 5 thresholds; each run evaluated twice.
-    trained = 2 + 2 * 15 * 3 + 5 + 2 + 10
+    # Data; SFT of both; 2 x 15 rows; Tables 2 to 4, two priors, 2 x 5 thresholds. All but the priors evaluated twice.
+    trained = 2 + 2 * 15 + 5 + 2 + 10
     assert output[-1].startswith(f"{1 + trained + 2 * (trained - 2)} commands")
     assert len(remarks) == 1 + trained + 2 * (trained - 2) and not any("no estimate" in line for line in remarks)
 
 
+def test_the_grid_adds_the_two_rates_that_a_row_does_not_have():
+    lines = set(commands_of_runner("run_lr_grid.sh"))
+    more = lines - set(commands_of_runner("run_table1.sh"))
+    assert len(more) == 2 * 15 * 2 * 3 and len(lines) == 1 + 2 * 3 + 2 * 15 * 3 * 3
+    trained = [as_flags(shlex.split(line)) for line in more if "cli.train_" in line]
+    assert all(one["ckpt.output_dir"].endswith(f"_lr{one['adam.lr']}") for one in trained)
+
+
 def commands_of_runner(script) -> list[str]:
-    """What a runner hands to plan.py."""
-    text = (PAPER / script).read_text().replace("$0", str(PAPER / script))
-    done = subprocess.run(
-        ["bash", "-c", text.replace(f'"$(dirname "{PAPER / script}")/runner.sh"', "/dev/stdin"), script],
-        input=(PAPER / "runner.sh").read_text(),
-        capture_output=True,
-        text=True,
-    )
+    done = run(script, "--commands_only")
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Model, eight right and eight wrong answers, and problems."""
+    make_model(0).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = []
+    for number in range(16):
+        result, q = (number // 4 + 1, 1) if number % 2 else (number + 10, -1)
+        steps = [{"step": f"think {number}", "Q": 0.6}, {"step": f"Final Answer: ${result}$", "Q": q}]
+        rows.append({"instruction": f"<question> {number // 4}+1? </question>", "output": steps})
+    (tmp_path / "alphamath.json").write_text(json.dumps(rows))
+    write_jsonl(tmp_path / "gsm8k.jsonl", [{"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(3)])
+    write_jsonl(tmp_path / "math.jsonl", [{"problem": f"{n}+1?", "solution": f"\\boxed{{{n + 1}}}"} for n in range(3)])
+    return tmp_path
+
+
+def test_the_commands_run_at_toy_size_to_the_filled_table(toy, capfd):
+    """The scripts' own commands, all but one in this process, which has torch already."""
+    work = toy / "work"
+    words = ("--toy", toy, "--work", work)
+    done = work / "deepseek" / "done"
+    done.mkdir(parents=True)
+    rows = ("paired_step_dpo", "unpaired_answer_kto", "unpaired_step_pipa_n")
+    for name in ("sft", *(row["run"] for row in tables.published())):
+        for stage in (name, f"{name}_gsm8k", f"{name}_math"):
+            (done / stage).touch()
+    first = run("run_table1.sh", "--model", "deepseek", *words)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("== prepare\n") == 1 and first.stdout.count("done before") == 3 + 15 * 5
+    assert "| paired, answer: DPO | 68.39 / - | 67.17 / - | 46.94 / - | 47.78 / - |" in first.stdout
+    for name in ("sft", *rows):
+        for stage in (name, f"{name}_gsm8k", f"{name}_math"):
+            (done / stage).unlink()
+    seen = []
+    for script in ("sft.sh", *(f"table1/{name}.sh" for name in rows)):
+        for command in commands(script, *words):
+            if command not in seen:
+                seen.append(command)
+                assert run_in_process(command[0], *command[1]) == 0, command
+    for name, steps in (("paired_step_dpo", 2), ("unpaired_answer_kto", 2), ("unpaired_step_pipa_n", 2)):
+        assert len(read_jsonl(work / "deepseek" / name / "metrics.jsonl")) == steps
+    page = tables.pages(work)["table1.md"]
+    [line] = [line for line in page.splitlines() if line.startswith("| unpaired, step: PIPA-N |")]
+    assert re.fullmatch(r"\| unpaired, step: PIPA-N \| 79.98 / \d+\.\d\d \(.* to .*, 2 problems\) \|.*", line)
+    [untouched] = [line for line in page.splitlines() if line.startswith("| paired, answer: DPO |")]
+    assert untouched.count(" / -") == 4
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--modle", "qwen"), "error: unknown argument --modle (use --model, --work, --lr, --dry_run or --toy)\n"),
+        (("--model", "llama"), "error: --model llama is not deepseek or qwen\n"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message):
+    done = run("sft.sh", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+
+
+def test_a_plan_refuses_what_cannot_work():
+    machine = plan.Machine(8, 989, 0.35)
+    row = [shlex.join(["python", "-m", plan.PREFIX + module, *words]) for module, words in commands("sft.sh")]
+    with pytest.raises(plan.UserError, match="no command before makes it"):
+        list(plan.report(row[1:], machine))
+    with pytest.raises(plan.UserError, match="--adam.rate"):
+        list(plan.report([row[0], f"{row[1]} --adam.rate 1"], machine))
+    with pytest.raises(plan.UserError, match="--model.model_name_or_path runs/paper/deepseek/sft: no such folder"):
+        list(plan.report([row[0], row[2]], machine))
