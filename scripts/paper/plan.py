@@ -124,7 +124,8 @@ class Plan:
             return "no estimate: not a model of the paper"
         name = config.evaluate.folder.rsplit("_", 1)[-1]
         problems = PROBLEMS.get(name, 0)
-        batches = -(-problems // config.evaluate.batch_size)
+        beams = config.sbs.beams * config.sbs.samples if config.evaluate.decode == "sbs" else 1
+        batches = -(-problems * beams // config.evaluate.batch_size)
         hours = batches * TOKENS_A_BATCH * SECONDS_A_TOKEN / 3600
         self.hours += hours
         return f"{problems} problems on one GPU, about {hours:.1f} hours"

@@ -126,14 +126,29 @@ def test_ablations_and_the_grid_change_one_thing():
     assert len({as_flags(words)["ckpt.output_dir"] for words in swept}) == 5
 
 
-def test_a_dry_run_of_everything_checks_and_estimates_it():
+def test_a_dry_run_of_everything_checks_and_estimates_it(monkeypatch):
+    monkeypatch.setattr(plan, "flops_a_token", lambda model: {"step": 3e10, "forward": 1e10})
+    monkeypatch.setattr(plan, "step_memory", lambda model, sequences, gpus: sequences + gpus)
     lines = commands_of_runner("run_table1.sh") + commands_of_runner("run_ablations.sh")
     output = list(plan.report(lines, plan.Machine(gpus=8, tflops=989, utilisation=0.35)))
     remarks = [line for line in output if line.startswith("    #")]
+    # 215 MB x 0.85 / 3 is 60.9 M tokens; KTO on all of them, first of its model to: a step, a second forward pass and
+    # two of the prior, 6e10 FLOPs a token, at 0.35 x 989 TFLOP/s.
+    place = next(index for index, line in enumerate(output) if line.endswith("deepseek/unpaired_answer_kto"))
+    assert output[place + 1] == "    # 61 M tokens, about 16 GiB a GPU, 2.9 GPU-hours"
     # Data; SFT of both; 2 x 15 rows; Tables 2 to 4, two priors, 2 x 5 thresholds. All but the priors evaluated twice.
     trained = 2 + 2 * 15 + 5 + 2 + 10
     assert output[-1].startswith(f"{1 + trained + 2 * (trained - 2)} commands")
     assert len(remarks) == 1 + trained + 2 * (trained - 2) and not any("no estimate" in line for line in remarks)
+
+
+def test_counts_of_a_model_of_7b_are_near_those_by_hand():
+    """6.9 G parameters: a forward pass takes 2 FLOPs of each a token; a LoRA step with recomputation three of those."""
+    counted = plan.flops_a_token("DeepSeek-Math-7B")
+    assert 2 * 6.5e9 < counted["forward"] < 2 * 8e9 and 2.9 < counted["step"] / counted["forward"] < 3.4
+    alone, shared = (plan.step_memory("DeepSeek-Math-7B", 1, gpus) for gpus in (1, 8))
+    # Bf16 weights take 13.2 GiB; the masters and moments of 0.17 G parameters in adapters and head 1.9 GiB.
+    assert 13.2 + 1.9 < alone < 18 and alone - shared == pytest.approx(1.86 * 7 / 8, abs=0.05)
 
 
 def test_the_grid_adds_the_two_rates_that_a_row_does_not_have():
