@@ -143,7 +143,7 @@ def test_a_dry_run_of_everything_checks_and_estimates_it(monkeypatch):
 
 
 def test_counts_of_a_model_of_7b_are_near_those_by_hand():
-    """6.9 G parameters: a forward pass takes 2 FLOPs of each a token; a LoRA step with recomputation three of those."""
+    """6.9 G parameters: a forward pass takes 2 FLOPs of each a token; a LoRA step that recomputes, three passes."""
     counted = plan.flops_a_token("DeepSeek-Math-7B")
     assert 2 * 6.5e9 < counted["forward"] < 2 * 8e9 and 2.9 < counted["step"] / counted["forward"] < 3.4
     alone, shared = (plan.step_memory("DeepSeek-Math-7B", 1, gpus) for gpus in (1, 8))
