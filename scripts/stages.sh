@@ -9,21 +9,7 @@ for library in /usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4; do
   if [ -e "$library" ]; then export LD_PRELOAD="$library"; fi
 done
 
-# stage FOLDER NAME COMMAND...: run the command once; its marker in FOLDER/done holds the command, for the report.
-stage() {
-  local done_folder=$1/done name=$2 start=$SECONDS
-  shift 2
-  mkdir -p "$done_folder"
-  if [ -e "$done_folder/$name" ]; then echo "== $name: done before"; return; fi
-  echo "== $name"
-  "$@"
-  { echo "# $name: $((SECONDS - start)) s"; printf '%q ' "$@"; echo; } > "$done_folder/$name.unfinished"
-  mv "$done_folder/$name.unfinished" "$done_folder/$name"
-  echo "== $name: $((SECONDS - start)) s"
-}
-
-# commands_of FOLDER: the commands of its finished stages, in order.
-commands_of() { (cd "$1/done" && ls -tr | xargs cat); }
+source scripts/stage.sh
 
 # bf16, or float32 on a CPU that is slower in bf16.
 machine=$(python -c 'from pipa_openrlhf.distributed.strategy import fastest_dtype, on_cpu

@@ -22,6 +22,7 @@ TRAINING_MODULES = tuple(dict.fromkeys(("train", *(family.module for family in F
 # Where the config of every other module is.
 _CONFIGS = {
     "inspect_data": "pipa_openrlhf.cli.inspect_data:InspectConfig",
+    "prepare_alphamath": "pipa_openrlhf.cli.prepare_alphamath:PrepareConfig",
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
     "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",

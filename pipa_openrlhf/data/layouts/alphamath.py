@@ -31,11 +31,11 @@ def fits(row: dict, flags: DataConfig) -> bool:
 
 def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     """``{instruction, output}``: a path of steps with Q values, the last of which says whether the answer is right."""
-    path = _alphamath_path(fields.column(row, "output", where), where)
+    path = read_path(row, where)
     steps = [fields.text(node.get("step"), f"output[{number}].step", where) for number, node in enumerate(path)]
     # Some of the published steps end with the newline that is put between steps.
     steps = [step.removesuffix(flags.step_separator) for step in steps[:-1]] + steps[-1:]
-    q_values = [fields.q_value(node.get("Q"), f"output[{number}].Q", where) for number, node in enumerate(path)]
+    q_values = read_q_values(path, where)
     if abs(q_values[-1]) != 1:
         fields.refuse(where, f"the last step has Q {q_values[-1]}", "it must be 1 (right answer) or -1 (wrong)")
     answer_label = int(q_values[-1] > 0)
@@ -62,7 +62,13 @@ def read(row: dict, where: str, index: int, flags: DataConfig) -> list[Record]:
     ]
 
 
-def _alphamath_path(output: object, where: str) -> list[dict]:
+def read_path(row: dict, where: str) -> list[dict]:
+    """The steps of a row, at least one, with their text and values.
+
+    Raises:
+        UserError: the row has none.
+    """
+    output = fields.column(row, "output", where)
     if isinstance(output, str):
         try:
             output = json.loads(output)
@@ -73,6 +79,15 @@ def _alphamath_path(output: object, where: str) -> list[dict]:
     if not output:
         fields.refuse(where, "'output' has no steps", "give at least one or remove the row")
     return output
+
+
+def read_q_values(path: list[dict], where: str) -> list[float]:
+    """The steps' Q, each in [-1, 1].
+
+    Raises:
+        UserError: one is no such number.
+    """
+    return [fields.q_value(node.get("Q"), f"output[{number}].Q", where) for number, node in enumerate(path)]
 
 
 def _alphamath_prompt(row: dict, where: str) -> tuple[str, str]:

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Table 1, unpaired data, labels of steps: PIPA-M.
+source "$(dirname "$0")/../settings.sh"
+align "$name" unpaired step pipa_m
