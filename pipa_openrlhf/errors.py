@@ -1,4 +1,4 @@
-"""The one exception that a command line turns into one readable line, and what is asked of paths and packages."""
+"""The exceptions that a command line turns into one readable line, and what is asked of paths and packages."""
 
 import importlib.util
 import os
@@ -9,6 +9,10 @@ class UserError(Exception):
 
     The message is one line that says what is wrong, where, and what to do.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """Asked to stop, a run did, and what it had done is on disk: the same command with --ckpt.load_enable goes on."""
 
 
 def first_line(error: BaseException) -> str:

@@ -43,14 +43,18 @@ def run(main: Callable[[Any], int | None], module: str | type, argv: list[str] |
     except KeyboardInterrupt:
         message, status = ("interrupted" if rank == 0 else ""), 130
     except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
+        if not any(sign in str(error) for sign in _LOST_RANK):
             raise
-        message, status = "stopped because another rank did", 1
+        show_error("stopped because another rank did")
+        time.sleep(_PATIENCE)  # for a launcher to see that one first, and to end this one too
+        return 1
     if message:
         show_error(message)
     return status
 
 
+# What gloo and NCCL say where a rank has gone.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 # Ranks of one run meet the same mistake within this many seconds.
 _SECONDS = 60
 # Seconds to wait for the line of another one.

@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.config import RunConfig
+from pipa_openrlhf.errors import Stopped
 
 if TYPE_CHECKING:
     from pipa_openrlhf.training.trainer import Callback
 
 
 def main(config: RunConfig, callbacks: "Sequence[Callback]" = ()) -> None:
-    """Check the flags before anything heavy is imported, then train."""
+    """Check the flags before anything heavy is imported, then train; a SIGTERM ends it in good order."""
     config.check()
     from pipa_openrlhf.training.run import StopOnSignals, train
 
-    train(config, [StopOnSignals(), *callbacks])
+    signals = StopOnSignals()
+    try:
+        train(config, [signals, *callbacks])
+    except Stopped:
+        if signals.was_interrupted:
+            raise
 
 
 def cli() -> int:

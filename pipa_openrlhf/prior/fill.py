@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.distributed.transfer import on_device
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import Stopped, UserError
 from pipa_openrlhf.model.policy import Policy, PolicyActor, load_lm
 from pipa_openrlhf.model.self_check import check_cached, choose_layout
 from pipa_openrlhf.prior.cache import PriorCache, prior_id
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.training.trainer import Callback
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,12 @@ def prior_path(config: RunConfig) -> str:
 
 
 def fill_from_separate_model(
-    config: RunConfig, cache: PriorCache, samples: Samples, strategy: Strategy, pad_token_id: int
+    config: RunConfig,
+    cache: PriorCache,
+    samples: Samples,
+    strategy: Strategy,
+    pad_token_id: int,
+    callbacks: "Sequence[Callback]" = (),
 ) -> None:
     """Load the prior, compute what is missing, and free it; nothing is loaded where nothing is missing."""
     absent = count_missing(cache, samples, strategy)
@@ -56,7 +65,7 @@ def fill_from_separate_model(
     log.info(f"Loading the prior {prior_path(config)}")
     actor = strategy.prepare(PolicyActor(Policy(load_lm(config, prior_path(config), strategy.get_ds_eval_config()))))
     choose_layout(config, actor, samples, strategy, pad_token_id)
-    _fill(config, cache, samples, absent, actor, strategy, pad_token_id)
+    _fill(config, cache, samples, absent, actor, strategy, pad_token_id, callbacks)
     strategy.free(actor)
 
 
@@ -67,6 +76,7 @@ def fill_from_policy(
     actor: PolicyActor,
     strategy: Strategy,
     pad_token_id: int,
+    callbacks: "Sequence[Callback]" = (),
 ) -> None:
     """Compute what is missing with the training engine, before its first update.
 
@@ -74,10 +84,10 @@ def fill_from_policy(
     """
     absent = count_missing(cache, samples, strategy)
     _report(strategy, samples, absent, cache)
-    _fill(config, cache, samples, absent, actor, strategy, pad_token_id)
+    _fill(config, cache, samples, absent, actor, strategy, pad_token_id, callbacks)
 
 
-def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None:
+def _fill(config, cache, samples, absent, actor, strategy, pad_token_id, callbacks) -> None:
     actor.model.eval()
     check_cached(actor, cache, samples, absent, strategy)
     if not absent.any():
@@ -95,6 +105,7 @@ def _fill(config, cache, samples, absent, actor, strategy, pad_token_id) -> None
         pad_token_id,
         _plan(sizes, pass_budget(training, free, actor.policy.bytes_a_token)),
         actor.layout,
+        callbacks,
     )
 
 
@@ -131,8 +142,9 @@ def fill_cache(
     pad_token_id: int,
     batches: list[np.ndarray],
     layout: str,
+    callbacks: "Sequence[Callback]" = (),
 ) -> None:
-    """Compute and store the prior's log-probs of ``samples``.
+    """Compute and store the prior's log-probs of ``samples``; what was computed is kept however it ends.
 
     Args:
         samples: those without an entry, the same on every rank.
@@ -141,33 +153,54 @@ def fill_cache(
         layout: see :func:`collate`.
 
     Raises:
+        Stopped: a callback of some rank wanted to.
         UserError: a rank cannot see what another one wrote.
     """
     rank, world_size = strategy.get_rank(), strategy.world_size
     finished: list[tuple[Sample, np.ndarray]] = []
     last_write = time.monotonic()
     bar = tqdm(total=len(samples), desc="Prior log-probs", unit="answer", disable=rank != 0)
+    _tell(callbacks, "on_prior_begin")
     # Every rank runs the same number of forward passes; one without work repeats the last batch and stores nothing.
     firsts = range(0, len(batches), world_size)
     mine = [first + rank if first + rank < len(batches) else -1 for first in firsts]
     collated = (
         collate(list(samples[batches[index]]), None, pad_token_id, layout, every_response_token=True) for index in mine
     )
-    for first, index, batch in zip(firsts, mine, on_device(collated)):
-        rows = log_probs_of(batch).cpu().numpy()
-        if index >= 0:
-            finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(samples[batches[index]], rows)]
-        if finished and time.monotonic() - last_write > SECONDS_PER_SHARD:
+    try:
+        for first, index, batch in zip(firsts, mine, on_device(collated)):
+            rows = log_probs_of(batch).cpu().numpy()
+            if index >= 0:
+                finished += [(sample, row[: len(sample.labels)]) for sample, row in zip(samples[batches[index]], rows)]
+            if finished and time.monotonic() - last_write > SECONDS_PER_SHARD:
+                cache.add(*zip(*finished))
+                finished, last_write = [], time.monotonic()
+            bar.update(sum(len(some) for some in batches[first : first + world_size]))
+            # Neighbouring batches are of like work, so that nobody waits long for the others' answer.
+            if _some_rank_stops(callbacks, strategy):
+                log.info(
+                    f"Stopped after the prior scored {bar.n} of {bar.total} answers; go on with --ckpt.load_enable"
+                )
+                raise Stopped
+    finally:
+        bar.close()
+        if finished:
             cache.add(*zip(*finished))
-            finished, last_write = [], time.monotonic()
-        bar.update(sum(len(some) for some in batches[first : first + world_size]))
-    if finished:
-        cache.add(*zip(*finished))
-    bar.close()
+        _tell(callbacks, "on_prior_end")
     strategy.barrier()
     cache.refresh()
     if count_missing(cache, samples, strategy).any():
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
+
+
+def _tell(callbacks: "Sequence[Callback]", hook: str) -> None:
+    for callback in callbacks:
+        getattr(callback, hook)()
+
+
+def _some_rank_stops(callbacks: "Sequence[Callback]", strategy: Strategy) -> bool:
+    asked = torch.tensor(float(any(callback.wants_stop() for callback in callbacks)), device=device())
+    return bool(strategy.all_reduce(asked, op="max"))
 
 
 def _plan(sizes: UnitSizes, budget: int) -> list[np.ndarray]:

@@ -1,182 +1,154 @@
 """Resumable checkpoints: trainable state by parameter name, independent of ZeRO stage and number of ranks.
 
-A checkpoint is a folder ``global_stepN`` with ``trainable.safetensors`` (float32 master weights and Adam moments),
-``rng.safetensors`` (generator states of every rank), ``state.json`` (scheduler, position in the data, counters) and
-``checksums.json`` (of all of these, written last). It is written to a temporary name and renamed, so a folder is whole
-or absent; what happens to it later, on a disk or while it is copied, shows in the checksums.
+A checkpoint is a folder ``global_stepN`` with ``trainable-<rank>-<number>.safetensors`` (float32 master weights and
+Adam moments, of every rank those that are its own), ``rng.safetensors`` (generator states of every rank),
+``state.json`` (scheduler, position in the data, counters) and ``checksums.json`` (of all of these, written last). It
+is written to a temporary name and renamed, so a folder is whole or absent; what happens to it later, on a disk or
+while it is copied, shows in the checksums. All nodes must see the folder.
 """
 
+import glob
 import json
 import logging
+import math
 import os
 import re
 import shutil
-from typing import Any
+import time
+from collections.abc import Callable
+from functools import partial
 
-import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import (
-    lazy_init_hp_params_optimizer_state,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pipa_openrlhf.distributed.strategy import Strategy, on_cpu
-from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.prior.cache import file_sha256
-from pipa_openrlhf.training.checks import full_masters
+from pipa_openrlhf.training.engine_state import EngineState
 
 log = logging.getLogger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-# What DeepSpeed's dynamic loss scale of float16 depends on; ZeRO-0 keeps it elsewhere and without hysteresis.
-_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _CHECKSUMS = "checksums.json"
+_UNFINISHED = ".unfinished"  # after its name: being written, or deleted
 _NAME = re.compile(r"global_step(\d+)")
-
-
-class EngineState:
-    """Reads and writes a DeepSpeed engine's trainable state one parameter at a time. Every call is collective."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        optimizer = engine.optimizer
-        self._base_optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._masters: dict[int, torch.Tensor] = {}
-        if engine.zero_optimization_stage() == 0:
-            own = {id(parameter): parameter for parameter in engine.module.parameters()}
-            self._masters = full_masters(engine) or own
-        elif engine.zero_optimization_stage() in (1, 2):
-            # DeepSpeed links the moments after the first group's first update, when other groups have none yet.
-            for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups):
-                lazy_init_hp_params_optimizer_state(group, flat, optimizer.optimizer.state)
-
-    def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Trainable parameters by name."""
-        return [(name, one) for name, one in self.engine.module.named_parameters() if one.requires_grad]
-
-    def read(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """``master`` and both moments of a parameter, float32 on CPU."""
-        if self._masters:
-            master = self._masters[id(parameter)]
-            tensors = {"master": master.data, **{name: self._base_optimizer.state[master][name] for name in MOMENTS}}
-        else:
-            tensors = {"master": safe_get_full_fp32_param(parameter)}
-            tensors.update({name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS})
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in tensors.items()}
-
-    def write(self, parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-        """Set what :meth:`read` returns, and the weight that forward passes use with it."""
-        device = get_accelerator().current_device_name()
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        if self._masters:
-            master = self._masters[id(parameter)]
-            master.data.copy_(tensors["master"])
-            for name in MOMENTS:
-                self._base_optimizer.state[master][name].copy_(tensors[name])
-        elif hasattr(parameter, "ds_id"):
-            # DeepSpeed's full-tensor setter fails on sizes that the ranks do not divide.
-            safe_set_local_fp32_param(parameter, _partition(tensors["master"], parameter))
-            for name in MOMENTS:
-                safe_set_local_optimizer_state(parameter, _partition(tensors[name], parameter), name)
-        else:
-            safe_set_full_fp32_param(parameter, tensors["master"])
-            for name in MOMENTS:
-                safe_set_full_optimizer_state(parameter, tensors[name], name)
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
-            parameter.data.copy_(tensors["master"])
-
-    @property
-    def updates(self) -> int:
-        """Adam's own count of updates, which its bias correction uses."""
-        counters = [state["step"] for state in self._base_optimizer.state.values() if "step" in state]
-        counters += [group["step"] for group in self._base_optimizer.param_groups if "step" in group]
-        return int(max(counters, default=0))
-
-    @updates.setter
-    def updates(self, count: int) -> None:
-        for state in list(self._base_optimizer.state.values()) + self._base_optimizer.param_groups:
-            if torch.is_tensor(state.get("step")):
-                state["step"].fill_(count)
-            elif "step" in state:
-                state["step"] = count
-
-    @property
-    def loss_scale(self) -> dict[str, float]:
-        """State of float16's loss scale; of no effect with other data types."""
-        scaler = self._loss_scaler()
-        return {name: getattr(scaler, name) for name in _LOSS_SCALE if getattr(scaler, name, None) is not None}
-
-    @loss_scale.setter
-    def loss_scale(self, state: dict[str, float]) -> None:
-        scaler = self._loss_scaler()
-        for name, value in state.items():
-            if hasattr(scaler, name):
-                setattr(scaler, name, value)
-
-    def _loss_scaler(self):
-        optimizer = self.engine.optimizer
-        return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
-
-
-def _partition(full: torch.Tensor, parameter: Any) -> torch.Tensor:
-    """This rank's part of a tensor that ZeRO-3 cuts like its ``parameter``: equal parts, the last one padded."""
-    size = parameter.ds_tensor.numel()
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    padded = torch.nn.functional.pad(full.flatten(), (0, size * world_size - full.numel()))
-    return padded[rank * size : (rank + 1) * size]
+# A rank writes a file when it has this much in memory.
+FILE_BYTES = 1 << 30
+# Seconds in which a file server shows every node what another one wrote.
+_LAG = 60
 
 
 def save_checkpoint(
     folder: str, step: int, engine, strategy: Strategy, position: dict, identity: dict, max_num: int, max_gb: float
 ) -> None:
-    """Write ``folder/global_step<step>`` and drop the oldest checkpoints beyond ``max_num`` or ``max_gb``.
+    """Write ``folder/global_step<step>`` and drop the oldest checkpoints beyond ``max_num`` or ``max_gb``. Collective.
 
     Args:
         position: JSON-ready counters of the trainer; returned by :func:`load_checkpoint`.
         identity: JSON-ready; what a run that resumes must have in common, see ``training/identity.py``.
+
+    Raises:
+        UserError: on every rank, where the disk of one does not take it; nothing is left then.
     """
-    state = EngineState(engine)
-    tensors = {}
-    for name, parameter in state.parameters():
-        values = state.read(parameter)
-        if strategy.is_rank_0():
-            tensors.update({f"{kind}.{name}": value for kind, value in values.items()})
-    rng_states: list[dict] = [{}] * strategy.world_size
-    torch.distributed.all_gather_object(rng_states, _rng_state())
-    if strategy.is_rank_0():
-        final = os.path.join(folder, f"global_step{step}")
-        unfinished = final + ".unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        os.makedirs(unfinished)
-        save_file(tensors, os.path.join(unfinished, "trainable.safetensors"))
-        rng = {f"{rank}.{name}": value for rank, states in enumerate(rng_states) for name, value in states.items()}
-        save_file(rng, os.path.join(unfinished, "rng.safetensors"))
-        record = {
-            "step": step,
-            "world_size": strategy.world_size,
-            "updates": state.updates,
-            "loss_scale": state.loss_scale,
-            "scheduler": _json_ready(engine.lr_scheduler.state_dict()),
-            "position": position,
-            "identity": identity,
-        }
-        with open(os.path.join(unfinished, "state.json"), "w") as file:
-            json.dump(record, file, indent=2)
-        checksums = {name: file_sha256(os.path.join(unfinished, name)) for name in sorted(os.listdir(unfinished))}
-        with open(os.path.join(unfinished, _CHECKSUMS), "w") as file:
-            json.dump(checksums, file, indent=2)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(unfinished, final)
+    state, final = EngineState(engine), os.path.join(folder, f"global_step{step}")
+    parts: list[dict] = [{}] * strategy.world_size
+    strategy.from_rank_0(lambda: _try(final, lambda: _make_way(final)))
+    torch.distributed.all_gather_object(parts, _write_part(final + _UNFINISHED, state, strategy.get_rank()))
+    record = {
+        "step": step,
+        "world_size": strategy.world_size,
+        "updates": state.updates,
+        "loss_scale": state.loss_scale,
+        "scheduler": _json_ready(engine.lr_scheduler.state_dict()),
+        "shapes": _shapes(state),
+        "position": position,
+        "identity": identity,
+    }
+
+    def finish() -> None:
+        _finish(final, parts, record)
         _drop_oldest(folder, max_num, max_gb)
-    strategy.barrier()
+
+    strategy.from_rank_0(lambda: _try(final, finish))
+
+
+def _try(final: str, function: Callable[[], None]) -> None:
+    """Raises UserError for an error of the disk, after removing what is unfinished."""
+    try:
+        function()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(final + _UNFINISHED, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint {final} cannot be written ({first_line(error)}): make room, and go on from the one "
+            "before with --ckpt.load_enable"
+        ) from error
+
+
+def _make_way(final: str) -> None:
+    for left in glob.glob(os.path.join(glob.escape(os.path.dirname(final)), f"global_step*[0-9]{_UNFINISHED}")):
+        shutil.rmtree(left)  # of a run that was killed
+    os.makedirs(final + _UNFINISHED)
+
+
+def _write_part(folder: str, state: EngineState, rank: int) -> dict:
+    """What a rank adds to a checkpoint: ``checksums`` by file and ``rng``, or the ``error`` that its disk gave it."""
+    checksums: dict[str, str] = {}
+    waiting: dict[str, torch.Tensor] = {}
+
+    def write() -> None:
+        name = f"trainable-{rank:05}-{len(checksums):05}.safetensors"
+        save_file(waiting, os.path.join(folder, name))
+        checksums[name] = file_sha256(os.path.join(folder, name))
+        waiting.clear()
+
+    try:
+        os.makedirs(folder, exist_ok=True)  # a file server may not show it yet
+        for name, parameter in state.parameters():
+            piece = state.read(parameter)
+            waiting.update({f"{kind}.{name}@{piece.start}": part for kind, part in piece.tensors.items() if len(part)})
+            if sum(one.nbytes for one in waiting.values()) >= FILE_BYTES:
+                write()
+        if waiting:
+            write()
+    except (OSError, SafetensorError) as error:
+        return {"error": f"{first_line(error)}, rank {rank}"}
+    return {"checksums": checksums, "rng": _rng_state()}
+
+
+def _finish(final: str, parts: list[dict], record: dict) -> None:
+    """Put the ranks' parts together under the checkpoint's own name."""
+    unfinished = final + _UNFINISHED
+    for part in parts:
+        if "error" in part:
+            raise OSError(part["error"])
+    checksums = {name: digest for part in parts for name, digest in part["checksums"].items()}
+    _wait_for_files(unfinished, list(checksums))
+    rng = {f"{rank}.{name}": value for rank, part in enumerate(parts) for name, value in part["rng"].items()}
+    save_file(rng, os.path.join(unfinished, "rng.safetensors"))
+    with open(os.path.join(unfinished, "state.json"), "w") as file:
+        json.dump(record, file, indent=2)
+    checksums.update({name: file_sha256(os.path.join(unfinished, name)) for name in ("rng.safetensors", "state.json")})
+    with open(os.path.join(unfinished, _CHECKSUMS), "w") as file:
+        json.dump(checksums, file, indent=2)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(unfinished, final)
+
+
+def _wait_for_files(folder: str, names: list[str]) -> None:
+    end = time.monotonic() + _LAG
+    while missing := [name for name in names if name not in os.listdir(folder)]:
+        if time.monotonic() > end:
+            raise OSError(
+                f"{missing[0]} of another node is not there: --ckpt.path must be a folder that all nodes see"
+            )
+        time.sleep(0.5)
+
+
+def delete_checkpoint(path: str) -> None:
+    """Delete a checkpoint, which is whole until it has another name."""
+    os.rename(path, path + _UNFINISHED)
+    shutil.rmtree(path + _UNFINISHED)
 
 
 def read_state(checkpoint: str) -> dict:
@@ -200,10 +172,10 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy) -> dict:
     """
     record = read_state(checkpoint)
     state = EngineState(engine)
-    with safe_open(os.path.join(checkpoint, "trainable.safetensors"), framework="pt") as tensors:
-        _check_same_parameters(checkpoint, tensors, state.parameters())
-        for name, parameter in state.parameters():
-            state.write(parameter, {kind: tensors.get_tensor(f"{kind}.{name}") for kind in ("master", *MOMENTS)})
+    _check_same_parameters(checkpoint, record["shapes"], _shapes(state))
+    pieces = _Pieces(checkpoint)
+    for name, parameter in state.parameters():
+        state.write(parameter, partial(pieces.read, name))
     state.updates = record["updates"]
     state.loss_scale = record["loss_scale"]
     _restore_schedule(engine, record["scheduler"])
@@ -229,20 +201,38 @@ def _restore_schedule(engine, saved: dict) -> None:
         group["lr"] = lr
 
 
-def _check_same_parameters(checkpoint: str, tensors, parameters: list[tuple[str, torch.nn.Parameter]]) -> None:
-    prefix = "master."
-    saved = {
-        name[len(prefix) :]: tuple(tensors.get_slice(name).get_shape())
-        for name in tensors.keys()
-        if name.startswith(prefix)
-    }
-    here = {name: tuple(getattr(one, "ds_shape", one.shape)) for name, one in parameters}
+def _shapes(state: EngineState) -> dict[str, list[int]]:
+    return {name: list(getattr(one, "ds_shape", one.shape)) for name, one in state.parameters()}
+
+
+def _check_same_parameters(checkpoint: str, saved: dict[str, list[int]], here: dict[str, list[int]]) -> None:
     different = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if different:
         raise UserError(
             f"{checkpoint} belongs to a run that trained other parameters ({different[0]}): resume it with the same "
             "model, --ds.lora.rank, --ds.lora.target_modules and --value.hidden_size"
         )
+
+
+class _Pieces:
+    """The pieces that all ranks of another run wrote, memory-mapped."""
+
+    def __init__(self, checkpoint: str):
+        self._of: dict[str, list] = {}
+        for path in sorted(glob.glob(os.path.join(glob.escape(checkpoint), "trainable-*.safetensors"))):
+            file = safe_open(path, framework="pt").__enter__()
+            for key in file.keys():
+                name, _, start = key.rpartition("@")
+                self._of.setdefault(name, []).append((int(start), file.get_slice(key)))
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> torch.Tensor:
+        """float32 [stop - start] of the flattened parameter ``name``."""
+        result = torch.full((stop - start,), math.nan)
+        for first, piece in self._of[f"{kind}.{name}"]:
+            low, high = max(start, first), min(stop, first + piece.get_shape()[0])
+            if low < high:
+                result[low - start : high - start] = piece[low - first : high - first]
+        return result
 
 
 def newest_checkpoint(folder: str) -> str | None:
@@ -294,7 +284,7 @@ def _drop_oldest(folder: str, max_num: int, max_gb: float) -> None:
     sizes = [sum(entry.stat().st_size for entry in os.scandir(path)) for path in paths]
     # The one just written always stays.
     while len(paths) > 1 and (len(paths) > max_num or sum(sizes) > max_gb * 1024**3):
-        shutil.rmtree(paths.pop(0))
+        delete_checkpoint(paths.pop(0))
         sizes.pop(0)
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -19,9 +20,24 @@ from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.strategy import Strategy, dtype_of
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.loading import empty_causal_lm, is_adapter, load_causal_lm, merge, only_from_disk, root_model
+from pipa_openrlhf.model.loading import (
+    base_model,
+    empty_causal_lm,
+    is_adapter,
+    load_causal_lm,
+    merge,
+    only_from_disk,
+    root_model,
+)
 from pipa_openrlhf.model.policy import Policy, add_lora, save_value_head
 from pipa_openrlhf.settings import flatten, settings_of, to_yaml, updated
+from pipa_openrlhf.training.checkpoint import delete_checkpoint
+from pipa_openrlhf.training.sharded_weights import (
+    has_adapted_embeddings,
+    merged_one_by_one,
+    one_by_one,
+    save_sharded,
+)
 
 if TYPE_CHECKING:
     from pipa_openrlhf.training.trainer import PreferenceTrainer
@@ -44,7 +60,7 @@ def export_model(
 ) -> None:
     """Write the adapter (or full weights, or merged weights), the tokenizer and the value head to ``folder``.
 
-    Collective: parameters are gathered one at a time and kept on rank 0 only.
+    Collective: parameters are gathered one at a time; of full weights one shard is kept on rank 0.
 
     Args:
         merged_base: where the run started from an adapter folder, a new adapter belongs to the merged weights; this
@@ -52,39 +68,41 @@ def export_model(
     """
     policy: Policy = engine.module
     base_path, trust_remote_code = config.model.path, config.model.trust_remote_code
-    state = _gather(policy, strategy, trainable_only=isinstance(policy.lm, PeftModel))
     if strategy.is_rank_0():
         os.makedirs(folder, exist_ok=True)
-        prefix = "value_head."
-        head = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        lm_state = {name[len("lm.") :]: tensor for name, tensor in state.items() if name.startswith("lm.")}
-        if not isinstance(policy.lm, PeftModel):
-            _save_model(policy.lm, folder, base_path, lm_state)
-        elif config.ckpt.merge_lora:
-            _save_merged(folder, policy.lm, lm_state, base_path, trust_remote_code)
-        else:
-            _save_adapter(folder, policy.lm, lm_state, base_path, merged_base, trust_remote_code)
+    lm: PreTrainedModel | PeftModel = policy.lm
+    if not isinstance(lm, PeftModel):
+        _save_whole(folder, lm, base_path, one_by_one(lm.named_parameters(), strategy))
+    elif config.ckpt.merge_lora and config.ds.zero_stage == 3 and not has_adapted_embeddings(lm):
+        # A model that no device holds alone; below ZeRO-3 there is a host's memory for it.
+        base = base_model(lm)
+        _save_whole(folder, base, base_path, merged_one_by_one(base, strategy))
+    else:
+        lm_state = _gather(lm, strategy)
+        if strategy.is_rank_0():
+            if config.ckpt.merge_lora:
+                _save_merged(folder, lm, lm_state, base_path, trust_remote_code)
+            else:
+                _save_adapter(folder, lm, lm_state, base_path, merged_base, trust_remote_code)
+    head = {} if policy.value_head is None else _gather(policy.value_head, strategy)
+    if strategy.is_rank_0():
         tokenizer.save_pretrained(folder)
         if head:
             save_value_head(folder, {name: tensor.float() for name, tensor in head.items()})
     strategy.barrier()
 
 
-def _gather(policy: Policy, strategy: Strategy, trainable_only: bool) -> dict[str, torch.Tensor]:
-    """Parameters, each once, and the buffers that a model keeps, on rank 0."""
-    state = {}
-    for name, parameter in policy.named_parameters():
-        if trainable_only and not parameter.requires_grad:
-            continue
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            if strategy.is_rank_0():
-                state[name] = parameter.detach().cpu().clone()
-    if strategy.is_rank_0() and not trainable_only:
-        # Not the second name of tied weights.
-        parameters = {name for name, _ in policy.named_parameters(remove_duplicate=False)}
-        kept = policy.state_dict()
-        state.update({name: tensor.detach().cpu() for name, tensor in kept.items() if name not in parameters})
-    return state
+def _gather(module: torch.nn.Module, strategy: Strategy) -> dict[str, torch.Tensor]:
+    """Trained parameters, each once, on rank 0."""
+    trained = ((name, one) for name, one in module.named_parameters() if one.requires_grad)
+    return {name: tensor for name, tensor in one_by_one(trained, strategy) if tensor is not None}
+
+
+def _save_whole(
+    folder: str, model: PreTrainedModel, base_path: str, weights: Iterable[tuple[str, torch.Tensor | None]]
+) -> None:
+    """``weights`` as rank 0 gets them, None elsewhere. Collective."""
+    save_sharded(folder, model, weights, lambda part, some: _save_model(model, part, base_path, some))
 
 
 def _save_adapter(
@@ -243,7 +261,7 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
     trainer.update_check.report()
     checkpoint = os.path.join(config.ckpt.folder, f"global_step{trainer.position.step}")
     is_safe = _writes_checkpoint(config)
-    if is_safe and not os.path.isdir(checkpoint):
+    if is_safe and not trainer.strategy.from_rank_0(lambda: os.path.isdir(checkpoint)):
         trainer.save_checkpoint(rotate=False)
     try:
         trainer.export_to(config.ckpt.output_dir)
@@ -252,12 +270,29 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
         if is_safe:
             rescue = f"the weights are in {checkpoint}: put it right and give the same command with --ckpt.load_enable"
         raise UserError(f"the export to {config.ckpt.output_dir} failed ({first_line(error)}); {rescue}") from error
-    asked_for = config.ckpt.save_steps != -1 and trainer.position.step % config.ckpt.save_steps == 0
-    if is_safe and not asked_for and trainer.strategy.is_rank_0():
-        shutil.rmtree(checkpoint)
+
+
+def drop_rescue(config: RunConfig, step: int) -> None:
+    """On rank 0, once the run is marked finished: delete its last checkpoint where it was not asked for."""
+    asked_for = config.ckpt.save_steps != -1 and step % config.ckpt.save_steps == 0
+    if _writes_checkpoint(config) and not asked_for:
+        delete_checkpoint(os.path.join(config.ckpt.folder, f"global_step{step}"))
         if not os.listdir(config.ckpt.folder):
             os.rmdir(config.ckpt.folder)
-    trainer.strategy.barrier()
+
+
+def export_step(trainer: "PreferenceTrainer") -> None:
+    """Export to ``global_stepN_hf`` beside the checkpoint of this step, whole or not at all; one that is there stays.
+
+    Collective.
+    """
+    folder = os.path.join(trainer.config.ckpt.folder, f"global_step{trainer.position.step}_hf")
+    if trainer.strategy.from_rank_0(lambda: os.path.isdir(folder)):
+        return
+    trainer.export_to(folder, folder + ".unfinished")
+    if trainer.strategy.is_rank_0():
+        os.rename(folder + ".unfinished", folder)
+        drop_old_exports(trainer.config)
 
 
 def _writes_checkpoint(config: RunConfig) -> bool:

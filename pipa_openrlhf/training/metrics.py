@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
@@ -143,8 +145,9 @@ class MetricsLog:
 
     def write(self, row: dict) -> None:
         """Append one optimizer step."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with _naming(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         # An evaluation is logged whenever there was one.
         is_due = row["step"] % self._every == 0
         numbers = {
@@ -162,11 +165,21 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close every sink."""
-        self._file.close()
+        with _naming(self.path):
+            self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say which file it is: where a disk is full the system does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _complete_lines(path: str) -> list[str]:

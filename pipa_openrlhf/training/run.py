@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from pipa_openrlhf.training.checks import report_trained
 from pipa_openrlhf.training.export import (
     MERGED_BASE,
     check_export,
+    drop_rescue,
     export_finished,
     export_model,
     write_config,
@@ -41,6 +43,7 @@ from pipa_openrlhf.training.export import (
 )
 from pipa_openrlhf.training.identity import Start, find_start
 from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
+from pipa_openrlhf.training.run_lock import alone_in
 from pipa_openrlhf.training.trainer import Callback, PreferenceTrainer
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
     line and touches no signal, so that it may be called from a notebook, a Ray worker or a test.
 
     Raises:
+        Stopped: a callback wanted to; what was done is on disk.
         UserError: anything the user can put right.
     """
     config.check()
@@ -92,6 +96,12 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
     for line in idle_flags(config):
         log.info(line)
     check_output_dir(config)
+    # Ranks but the first meet it when they join.
+    with alone_in(config.ckpt.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        return _train_alone(config, objective, callbacks)
+
+
+def _train_alone(config: RunConfig, objective: Objective, callbacks: Sequence[Callback]) -> Result:
     here = _for_this_machine(config)
     strategy = Strategy(here, value_lr=config.value.lr if objective.needs_value_head else None)
     strategy.setup_distributed()
@@ -112,7 +122,9 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
     strategy.from_rank_0(lambda: claim_folders(folders, config.ckpt.overwrite))
     strategy.from_rank_0(lambda: write_bad_rows(config.ckpt.output_dir, data.bad_rows))
     check_export(config, tokenizer, strategy)
-    actor, cache, starts_as_prior = _prepare_models(here, objective, start, data.scored, strategy, tokenizer, steps)
+    actor, cache, starts_as_prior = _prepare_models(
+        here, objective, start, data.scored, strategy, tokenizer, steps, callbacks
+    )
     trainer = PreferenceTrainer(
         config=config,
         loss=BatchLoss(objective, config.model.aux_loss_coef),
@@ -169,19 +181,20 @@ def _prepare_models(
     strategy: Strategy,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
+    callbacks: Sequence[Callback],
 ) -> tuple[PolicyActor, PriorCache | None, bool]:
     """The policy in its engine, the prior's log-probs, and whether the policy is its own prior now."""
     # At step 0 the policy itself is the prior, unless that is another model; after a resume it no longer is.
     cache = open_cache(config, strategy) if objective.needs_prior else None
     is_separate = bool(config.prior_path or start.checkpoint)
     if cache is not None and is_separate:
-        fill_from_separate_model(config, cache, scored, strategy, tokenizer.pad_token_id)
+        fill_from_separate_model(config, cache, scored, strategy, tokenizer.pad_token_id, callbacks)
     actor = build_policy(config, objective, strategy.get_ds_train_config())
     report_trained(actor.model)
     actor, _, _ = strategy.prepare((actor, _optimizer_config(config, steps)))
     choose_layout(config, actor, scored, strategy, tokenizer.pad_token_id)
     if cache is not None and not is_separate:
-        fill_from_policy(config, cache, scored, actor, strategy, tokenizer.pad_token_id)
+        fill_from_policy(config, cache, scored, actor, strategy, tokenizer.pad_token_id, callbacks)
     return actor, cache, cache is not None and not is_separate
 
 
@@ -207,6 +220,7 @@ def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders
     if strategy.is_rank_0():
         write_model_card(config, objective.name, last)
         write_config(config, {**resolved, "finished": True})
+        drop_rescue(config, trainer.position.step)
         for folder in folders:
             folder.close()
         log.info(f"Model written to {config.ckpt.output_dir}")
@@ -267,7 +281,7 @@ def _optimizer_config(config: RunConfig, steps: int) -> dict:
 
 
 class StopOnSignals(Callback):
-    """While training goes, the first SIGINT or SIGTERM only asks it to stop after the running step.
+    """While the prior scores and while training goes, the first SIGINT or SIGTERM only asks the run to stop.
 
     A second ctrl-C interrupts at once. The handlers of before come back at the end. Main thread only.
     """
@@ -276,18 +290,31 @@ class StopOnSignals(Callback):
         self._received: list[int] = []
         self._previous: dict[int, Any] = {}
 
-    def on_train_begin(self, trainer) -> None:
+    def on_prior_begin(self) -> None:
         """Take the signals over."""
         self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_end(self, trainer) -> None:
+    def on_prior_end(self) -> None:
         """Give them back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def on_train_begin(self, trainer) -> None:
+        """Take the signals over."""
+        self.on_prior_begin()
+
+    def on_train_end(self, trainer) -> None:
+        """Give them back."""
+        self.on_prior_end()
+
     def wants_stop(self) -> bool:
         """Whether a signal came."""
         return bool(self._received)
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether ctrl-C was among them, which ends more than this process; SIGTERM alone asks for an orderly end."""
+        return signal.SIGINT in self._received
 
     def _on_signal(self, number: int, _frame) -> None:
         # On ctrl-C a launcher sends SIGTERM on top of the terminal's SIGINT; only a second ctrl-C means "at once".

@@ -28,7 +28,8 @@ _EXPORTED = (
         "value_head.safetensors",
         "value_head_config.json",
         "merged_base*/*",
-        ".export_trial_*/*",
+        ".export_*/*",
+        ".export_parts/model/*",
     ),
     *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md", "skipped_rows.jsonl"),
 )

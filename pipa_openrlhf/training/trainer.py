@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,13 +16,14 @@ from pipa_openrlhf.data.plan import global_batches
 from pipa_openrlhf.data.training_set import Collator, MicroBatch, MicroBatches, StepBatches, TrainingSet, load_steps
 from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.distributed.transfer import on_device
+from pipa_openrlhf.errors import Stopped
 from pipa_openrlhf.model.policy import PolicyActor
 from pipa_openrlhf.objectives.batch_loss import BatchCounts, BatchLoss, answers_of, count_batch
 from pipa_openrlhf.prior.cache import PriorCache
 from pipa_openrlhf.training.bad_steps import bad_records, count_bad_step, spoil_if_bad
 from pipa_openrlhf.training.checkpoint import load_checkpoint, save_checkpoint
 from pipa_openrlhf.training.checks import StartCheck, UpdateCheck
-from pipa_openrlhf.training.export import drop_old_exports
+from pipa_openrlhf.training.export import export_step
 from pipa_openrlhf.training.metrics import SUMS, MetricsLog, batch_sums, means
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,12 @@ class Callback:
 
     Subclass it and override what is wanted; every method is called on every rank.
     """
+
+    def on_prior_begin(self) -> None:
+        """Before the prior scores answers that its cache lacks; from here on :meth:`wants_stop` is asked."""
+
+    def on_prior_end(self) -> None:
+        """After it, and after an error or an interrupt."""
 
     def on_train_begin(self, trainer: "PreferenceTrainer") -> None:
         """Before the first step: the model, the prior's log-probs and the data are ready."""
@@ -60,7 +66,8 @@ class Callback:
         """After the last step, and after an error or an interrupt."""
 
     def wants_stop(self) -> bool:
-        """Asked once a step; True on any rank ends the run after that step, with a checkpoint."""
+        """Asked once a step; True on any rank ends the run after that step, with a checkpoint. While the prior scores,
+        asked once a forward pass; what was scored is kept."""
         return False
 
 
@@ -132,12 +139,15 @@ class PreferenceTrainer:
         saved = load_checkpoint(checkpoint, self.actor.model, self.strategy)
         self.position = Position(**saved)
         log.info(f"Resumed from {checkpoint} after step {self.position.step} of {self.total_steps}")
+        if self.config.ckpt.save_hf and self._is_due(self.config.ckpt.save_steps, every_epoch=False):
+            export_step(self)  # the run may have ended between the checkpoint and this
 
     def fit(self) -> dict[str, float | None]:
         """Train to the end of the last epoch and return the last step's metrics.
 
         Raises:
-            KeyboardInterrupt: a callback wanted to stop; the running step was finished and checkpointed.
+            Stopped: a callback wanted to; the running step was finished and checkpointed.
+            KeyboardInterrupt: the same where no checkpoint can be written.
             UserError: the loss or the gradient was NaN or infinite in more than --train.max_bad_steps steps.
         """
         metrics_log = MetricsLog(self.config, self.position.step) if self.strategy.is_rank_0() else None
@@ -356,10 +366,10 @@ class PreferenceTrainer:
             max_gb=self.config.ckpt.max_mem if rotate else math.inf,
         )
 
-    def export_to(self, folder: str) -> None:
-        """Write the model to ``folder``; a collective call."""
+    def export_to(self, folder: str, unfinished: str | None = None) -> None:
+        """Write the model to ``folder``, or to another that gets its name later; a collective call."""
         self._tell("on_export_begin", folder)
-        self.export(folder)
+        self.export(unfinished or folder)
 
     def _save_if_due(self, stopping: bool) -> None:
         step = self.position.step
@@ -370,13 +380,13 @@ class PreferenceTrainer:
         if can_save and ((due and not self.config.ckpt.disable_ds) or stopping):
             self.save_checkpoint()
         if due and self.config.ckpt.save_hf:
-            self.export_to(os.path.join(self.config.ckpt.folder, f"global_step{step}_hf"))
-            if self.strategy.is_rank_0():
-                drop_old_exports(self.config)
+            export_step(self)
         if stopping:
+            if can_save:
+                log.info(f"Stopped after step {step}; go on with --ckpt.load_enable")
+                raise Stopped
             why_not = "--optim muon has none" if self.config.optim == "muon" else "every step was left out"
-            way_on = "go on with --ckpt.load_enable" if can_save else f"no checkpoint was written: {why_not}"
-            log.info(f"Stopped after step {step}; {way_on}")
+            log.info(f"Stopped after step {step}; no checkpoint was written: {why_not}")
             raise KeyboardInterrupt
 
 

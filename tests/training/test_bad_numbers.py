@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import read_jsonl, run_in_process, run_module, train, write_jsonl
 
-from pipa_openrlhf.training.checkpoint import EngineState
+from pipa_openrlhf.training.engine_state import EngineState
 from pipa_openrlhf.training.trainer import Callback
 
 # From the second step on, wrong tokens have the loss and the gradient that the two lines give them.

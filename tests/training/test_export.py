@@ -18,6 +18,7 @@ import pipa_openrlhf
 from pipa_openrlhf.config import CheckpointConfig, ModelConfig, RunConfig
 from pipa_openrlhf.model.fit import whole_rows
 from pipa_openrlhf.model.loading import load_causal_lm
+from pipa_openrlhf.training import sharded_weights
 from pipa_openrlhf.training.export import drop_old_exports
 from pipa_openrlhf.training.trainer import Callback
 
@@ -86,6 +87,35 @@ def test_full_fine_tuning_is_the_trained_policy(trained, stage):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
     assert not (folder / "adapter_config.json").exists()
+
+
+def test_large_weights_are_written_shard_by_shard(trained, monkeypatch):
+    """The embeddings, a layer, another with the norm, the head; a layer has 10,368 bytes."""
+    folder, _, _ = trained("one", {"ds.zero_stage": 3})
+    held = []
+    real = sharded_weights.ShardedWeights.add
+
+    def add(self, name, tensor):
+        real(self, name, tensor)
+        held.append(sum(one.nbytes for one in (*self._waiting.values(), *self._of_layer.values())))
+
+    monkeypatch.setattr(sharded_weights, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(sharded_weights.ShardedWeights, "add", add)
+    sharded, seen, _ = trained("several", {"ds.zero_stage": 3})
+    shards = sorted(name for name in files(sharded) if name.startswith("model-"))
+    assert shards == [f"model-{number:05}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+    assert max(held) <= 20_000 + 10_368
+    assert [path for path in files(sharded) if ".export" in path] == []
+    whole = load_file(folder / "model.safetensors")
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(sharded / file)[name], whole[name])
+    layers = [{file for name, file in index["weight_map"].items() if f"layers.{n}." in name} for n in (0, 1)]
+    assert [len(of_layer) for of_layer in layers] == [1, 1], "a layer is in one file"
+    model = AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.float32)
+    torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

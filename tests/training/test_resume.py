@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, start_module, train, write_jsonl
 
 from pipa_openrlhf.settings import updated
-from pipa_openrlhf.training.checkpoint import EngineState
+from pipa_openrlhf.training import checkpoint, export, run
+from pipa_openrlhf.training.engine_state import EngineState
 from pipa_openrlhf.training.run_folder import MANIFEST
 from pipa_openrlhf.training.trainer import Callback
 
@@ -65,19 +67,46 @@ def test_resumed_run_follows_the_uninterrupted_one(small_run, tmp_path, stage, d
         assert_same_end(tmp_path / "whole", resumed)
 
 
-def test_two_ranks_resume_on_two_and_on_one(small_run, two_ranks, tmp_path):
-    changes = {"ds.zero_stage": 3}
-    result = two_ranks("train_pipa", *small_run("whole", **changes))
+def test_two_ranks_resume_on_two_and_on_one_and_on_two_again(small_run, two_ranks, tmp_path):
+    """At another ZeRO stage each time: a checkpoint knows neither."""
+    stage_3, stage_2, stage_0 = ({"ds.zero_stage": stage} for stage in (3, 2, 0))
+    result = two_ranks("train_pipa", *small_run("whole", **stage_3))
     assert result.returncode == 0, result.stderr[-2000:]
     whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
-    changes["ckpt.load_enable"] = True
     for name in ("two", "one"):
         cut(tmp_path / "whole", tmp_path / name, 2)
-    result = two_ranks("train_pipa", *small_run("two", **changes))
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert losses(read_jsonl(tmp_path / "two" / "metrics.jsonl")) == pytest.approx(losses(whole), rel=1e-6)
+    train("train_pipa", *small_run("one", **stage_2), "--ckpt.load_enable")
+    cut(tmp_path / "one", tmp_path / "two again", 4)
+    for words in (small_run("two", **stage_3), small_run("two again", **stage_0)):
+        result = two_ranks("train_pipa", *words, "--ckpt.load_enable")
+        assert result.returncode == 0, result.stderr[-2000:]
+    for name, error in (("two", 1e-6), ("one", 1e-4), ("two again", 1e-4)):
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
+        assert losses(rows) == pytest.approx(losses(whole), rel=error), name
     assert_same_end(tmp_path / "whole", tmp_path / "two")
-    assert losses(train("train_pipa", *small_run("one", **changes))) == pytest.approx(losses(whole), rel=1e-4)
+    for name in ("two", "two again"):
+        assert_halves(tmp_path / name / "checkpoints" / "global_step6")
+
+
+def assert_halves(checkpoint) -> None:
+    """Of two ranks each wrote half of every parameter."""
+    parts = sorted(checkpoint.glob("trainable-*"))
+    assert [path.name for path in parts] == [f"trainable-0000{rank}-00000.safetensors" for rank in (0, 1)]
+    sizes = [sum(len(one) for name, one in load_file(path).items() if name.startswith("master.")) for path in parts]
+    assert sum(sizes) == 13_745, "every part of a parameter once"
+    assert 0.49 < sizes[0] / sum(sizes) < 0.51
+
+
+def test_a_rank_writes_files_of_limited_size(small_run, tmp_path, monkeypatch):
+    """Its state has 165 kB; of one parameter at most 50 kB."""
+    whole = train("train_pipa", *small_run("whole"))
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 40_000)
+    train("train_pipa", *small_run("small files"))
+    cut(tmp_path / "small files", tmp_path / "cut", 2)
+    written = sorted((tmp_path / "cut" / "checkpoints" / "global_step2").glob("trainable-*"))
+    assert [path.name for path in written] == [f"trainable-00000-{number:05}.safetensors" for number in range(4)]
+    assert max(path.stat().st_size for path in written) < 40_000 + 50_000
+    assert losses(train("train_pipa", *small_run("cut"), "--ckpt.load_enable")) == losses(whole)
 
 
 def test_two_ranks_resume_with_their_dropout_masks(small_run, two_ranks, tmp_path):
@@ -129,7 +158,7 @@ def damage(path, how: str) -> None:
         path.write_bytes(content)
 
 
-FILES = ["trainable.safetensors", "rng.safetensors", "state.json", "checksums.json"]
+FILES = ["trainable-00000-00000.safetensors", "rng.safetensors", "state.json", "checksums.json"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -157,22 +186,22 @@ def test_a_half_copied_checkpoint_is_passed_over(small_run, tmp_path, capsys):
     train("train_pipa", *small_run("whole"))
     cut(tmp_path / "whole", tmp_path / "cut", 3)
     folder = tmp_path / "cut" / "checkpoints" / "global_step3"
-    content = (folder / "trainable.safetensors").read_bytes()
-    (folder / "trainable.safetensors").write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    content = (folder / "trainable-00000-00000.safetensors").read_bytes()
+    (folder / "trainable-00000-00000.safetensors").write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
     train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
-    assert "global_step3 is damaged and not used (trainable.safetensors is not" in capsys.readouterr().out
+    assert "global_step3 is damaged and not used (trainable-00000-00000.safetensors is not" in capsys.readouterr().out
 
 
 def test_no_checkpoint_is_left_that_is_whole(small_run, tmp_path, capsys):
     """It is said, and nothing is deleted: the run does not start again from the beginning by itself."""
     train("train_pipa", *small_run("out", **{"ckpt.max_num": 1}))
     assert checkpoints(tmp_path / "out") == ["global_step6"]
-    damage(tmp_path / "out" / "checkpoints" / "global_step6" / "trainable.safetensors", "flip")
+    damage(tmp_path / "out" / "checkpoints" / "global_step6" / "trainable-00000-00000.safetensors", "flip")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     words = small_run("out", **{"ckpt.max_num": 1, "train.max_epochs": 3, "ckpt.load_enable": True})
     assert run_in_process("train_pipa", *words) == 1
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "has no whole checkpoint (global_step6: trainable.safetensors is not what was written)" in error
+    assert "has no whole checkpoint (global_step6: trainable-00000-00000.safetensors is not what was written)" in error
     assert "--ckpt.overwrite" in error
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
@@ -321,6 +350,63 @@ def test_sft_and_evaluation_resume_too(small_run, tmp_path):
     rows = train("train_sft", *small_run("cut", **changes), "--ckpt.load_enable")
     for name in ("loss", "eval/loss"):
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in whole], rel=1e-6)
+
+
+class Killed(Exception):
+    """What a test makes happen at a moment when kill -9 could come."""
+
+
+@pytest.mark.parametrize("moment", ["rename", "export"])
+def test_the_export_of_a_step_is_whole_or_absent_and_made_up_for(small_run, tmp_path, monkeypatch, moment):
+    """Killed after the checkpoint of a step, before or within its export: the resumed run has it like any other."""
+    changes = {"ckpt.save_hf": True}
+    train("train_pipa", *small_run("whole", **changes))
+
+    def die_at_step_3(*words, real):
+        if any("global_step3_hf" in str(word) for word in words):
+            raise Killed
+        return real(*words)
+
+    with monkeypatch.context() as patch:
+        if moment == "rename":
+            patch.setattr(os, "rename", partial(die_at_step_3, real=os.rename))
+        else:
+            patch.setattr(export, "save_value_head", partial(die_at_step_3, real=export.save_value_head))
+        with pytest.raises(Killed):
+            train("train_pipa", *small_run("cut", **changes))
+    assert "global_step3" in checkpoints(tmp_path / "cut") and "global_step3_hf" not in checkpoints(tmp_path / "cut")
+    train("train_pipa", *small_run("cut", **changes), "--ckpt.load_enable")
+    assert checkpoints(tmp_path / "cut") == checkpoints(tmp_path / "whole")
+    for step in range(1, 7):
+        whole, resumed = (tmp_path / name / "checkpoints" / f"global_step{step}_hf" for name in ("whole", "cut"))
+        assert {path.name for path in whole.iterdir()} == {path.name for path in resumed.iterdir()}
+        assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_killed_when_the_last_checkpoint_is_deleted_a_run_is_finished(
+    small_run, tmp_path, monkeypatch, capsys, moment
+):
+    """The checkpoint of the last step, which nobody asked for, is there until the run is known to be finished."""
+    words, real = small_run("out", **{"ckpt.save_steps": None}), shutil.rmtree
+
+    def die(*words):
+        raise Killed
+
+    def die_half_way(path, **options):
+        if str(path).endswith("global_step6.unfinished"):
+            os.remove(os.path.join(path, "state.json"))
+            raise Killed
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((run, "drop_rescue", die) if moment == "before" else (shutil, "rmtree", die_half_way)))
+        with pytest.raises(Killed):
+            train("train_pipa", *words)
+    assert len(checkpoints(tmp_path / "out")) == 1
+    capsys.readouterr()
+    train("train_pipa", *words, "--ckpt.load_enable")
+    assert "finished after 6 steps" in capsys.readouterr().out
 
 
 class AsIfWithMuon(Callback):
