@@ -76,8 +76,15 @@ def _batches(job: Job) -> list[list[int]]:
 
 
 def _missing(rows: list[dict], more: list[dict]) -> list[dict]:
+    """Of ``more`` the first row of each answer that ``rows`` lacks."""
     seen = {(row["problem_id"], row["sample"]) for row in rows}
-    return [row for row in more if (row["problem_id"], row["sample"]) not in seen]
+    found = []
+    for row in more:
+        answer = (row["problem_id"], row["sample"])
+        if answer not in seen:
+            seen.add(answer)
+            found.append(row)
+    return found
 
 
 def _gathered(rows: list[dict], world_size: int) -> list[dict]:
