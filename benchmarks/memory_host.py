@@ -8,6 +8,7 @@ what loading takes, the accelerator's context, and pages of files that the syste
 
 import argparse
 import ctypes
+import json
 import math
 import re
 import sys
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from inputs import byte_tokenizer
+from inputs import as_text, character_tokenizer
 from measure import GIB, PeakMemory, print_head, print_table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -41,7 +42,7 @@ SMALL = LlamaConfig(
     num_hidden_layers=12,
     num_attention_heads=8,
     num_key_value_heads=8,
-    vocab_size=8192,
+    vocab_size=10240,
     tie_word_embeddings=False,
 )
 RANKS, RANKS_A_NODE = 64, 8
@@ -110,10 +111,11 @@ class Measured(Callback):
 def measure(work: Path) -> dict[str, int]:
     """Peak bytes by what was done, of one rank that trains ``SMALL`` in float32."""
     checkpoint.FILE_BYTES = sharded_weights.SHARD_BYTES = SMALL_FILES
-    tokenizer = byte_tokenizer()
+    tokenizer = character_tokenizer()
     AutoModelForCausalLM.from_config(SMALL).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
-    (work / "data.jsonl").write_text('{"prompt": "1+1=", "completion": "2", "label": true}\n' * 4)
+    row = {"prompt": as_text([1, 2, 1, 3]), "completion": as_text([4]), "label": True}
+    (work / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
     config = RunConfig(
         model=ModelConfig(model_name_or_path=str(work / "model")),
         data=DataConfig(dataset=str(work / "data.jsonl"), cache_dir=str(work / "prepared")),

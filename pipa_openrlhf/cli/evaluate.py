@@ -6,11 +6,14 @@ An evaluation that was stopped goes on where it was, and one that is finished is
 holds another evaluation is refused, unless told to overwrite it.
 """
 
+import logging
 import os
 import sys
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.generate.config import EvaluateConfig
+
+log = logging.getLogger(__name__)
 
 
 def main(config: EvaluateConfig) -> None:
@@ -26,7 +29,9 @@ def main(config: EvaluateConfig) -> None:
         _delete_evaluation(folder)
     job = prepare_job(config, sampling_of(config))
     description = job.description() | head_description(config)
-    share = Share(job, os.path.join(folder, RESULTS_FILE), description)
+    share = Share(job, os.path.join(folder, RESULTS_FILE), description, keeps_parts=not config.evaluate.overwrite)
+    if config.sbs.tree_dir is not None and share.file.rows:
+        log.warning("--sbs.tree_dir gets no tree of what was answered before: --evaluate.overwrite answers all anew")
     with Grader() as grader:
         run_job(share.job, share.file, row_maker(grader), "evaluating", decode_of(config, share.job))
     rows = share.merge()

@@ -43,6 +43,11 @@ def main(config: LaunchConfig, command: list[str]) -> None:
             "a run that is restarted goes on from its checkpoints: give --ckpt.load_enable and --ckpt.save_steps "
             "after the module, or leave out --ray.max_failures and --ray.min_workers"
         )
+    if config.restarts and module == "evaluate" and run_config.evaluate.overwrite:
+        raise UserError(
+            "--evaluate.overwrite would delete the answers of before a restart too: delete the folder yourself, or "
+            "leave out --ray.max_failures and --ray.min_workers"
+        )
     run_config = with_absolute_paths(run_config)
     _check_outputs(run_config)
     launch(config, _work, {"module": module, "config": run_config})

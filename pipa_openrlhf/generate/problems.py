@@ -146,12 +146,11 @@ class RowFile:
         self.rows: list[dict] = []
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         settings = json.loads(json.dumps(settings))
-        settings_path = f"{path}.settings.json"
         if os.path.exists(path):
-            _check_settings(path, settings_path, settings)
+            _check_settings(path, settings)
             self._read()
         else:
-            with open(settings_path, "w", encoding="utf-8") as file:
+            with open(f"{path}.settings.json", "w", encoding="utf-8") as file:
                 json.dump(settings, file, indent=1)
                 file.write("\n")
 
@@ -188,12 +187,20 @@ def _write_rows(file: TextIO, rows: list[dict]) -> None:
     os.fsync(file.fileno())
 
 
-def _check_settings(path: str, settings_path: str, settings: dict) -> None:
+def settings_of_rows(path: str) -> dict | None:
+    """The settings that made a file of rows, as JSON has them; None where nothing says so."""
     try:
-        with open(settings_path, encoding="utf-8") as file:
-            before = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} exists and {settings_path} does not say how it was made: choose another") from error
+        with open(f"{path}.settings.json", encoding="utf-8") as file:
+            settings = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def _check_settings(path: str, settings: dict) -> None:
+    before = settings_of_rows(path)
+    if before is None:
+        raise UserError(f"{path} exists and {path}.settings.json does not say how it was made: choose another")
     for name in settings | before:
         if before.get(name) != settings.get(name):
             raise UserError(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import distributed as dist
 
 from pipa_openrlhf.distributed.strategy import join_launched_group
-from pipa_openrlhf.generate.problems import RowFile
+from pipa_openrlhf.generate.problems import RowFile, settings_of_rows
 from pipa_openrlhf.generate.sampling import Job, plan_batches
 
 
@@ -26,7 +26,8 @@ class Share:
     Args:
         job: the whole job.
         path: JSON Lines of all rows.
-        settings: what decides the rows, see :class:`RowFile`.
+        settings: what decides the rows, see :class:`RowFile`. Parts that were made with others are deleted.
+        keeps_parts: take what ranks of a run that was stopped have left.
 
     Attributes:
         job: the problems of this rank's batches; all of them without a launcher.
@@ -36,11 +37,12 @@ class Share:
         UserError: the file was made with other settings, or cannot be read.
     """
 
-    def __init__(self, job: Job, path: str, settings: dict):
+    def __init__(self, job: Job, path: str, settings: dict, keeps_parts: bool = True):
         rank, self._world_size = join_launched_group(job.config.local_rank)
         self._path, self._whole_job = path, job
         self._whole = RowFile(path, settings) if rank == 0 else None
-        left = _gathered(_rows_of_parts(path), self._world_size)
+        left = _gathered(_rows_of_parts(path, settings) if keeps_parts else [], self._world_size)
+        self._takes_over = bool(left)
         if self._whole is not None:
             self._whole.append(_missing(self._whole.rows, left))
         known = _gathered(self._whole.rows if self._whole is not None else [], self._world_size)
@@ -63,9 +65,11 @@ class Share:
             rows = _gathered(self.file.rows[self._num_known :], self._world_size)
             if self._whole is not None:
                 self._whole.append(_missing(self._whole.rows, rows))
-                ids = [self._whole_job.problems[index].problem_id for index in sum(_batches(self._whole_job), [])]
-                places = {problem_id: place for place, problem_id in enumerate(ids)}
-                self._whole.reorder(lambda row: (places[row["problem_id"]], row["sample"]))
+        if self._whole is not None and (self._world_size > 1 or self._takes_over):
+            ids = [self._whole_job.problems[index].problem_id for index in sum(_batches(self._whole_job), [])]
+            places = {problem_id: place for place, problem_id in enumerate(ids)}
+            self._whole.reorder(lambda row: (places[row["problem_id"]], row["sample"]))
+        if self._world_size > 1:
             dist.barrier()  # the file has all rows before their parts go
             _delete_parts(self._path)
         return self._whole.rows if self._whole is not None else None
@@ -105,10 +109,10 @@ def _parts(path: str) -> list[str]:
     return sorted(one for one in found if re.fullmatch(r"\.rank\d+(\.settings\.json)?", one[len(path) :]))
 
 
-def _rows_of_parts(path: str) -> list[dict]:
+def _rows_of_parts(path: str, settings: dict) -> list[dict]:
     rows = []
     for part in _parts(path):
-        if not part.endswith(".json"):
+        if not part.endswith(".json") and settings_of_rows(part) == json.loads(json.dumps(settings)):
             with open(part, encoding="utf-8") as file:
                 rows += [json.loads(line) for line in file if line.endswith("\n")]
     return rows

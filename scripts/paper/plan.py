@@ -170,7 +170,7 @@ def _characters(folder: str) -> tuple[float, float, float]:
 @cache
 def flops_a_token(model: str) -> dict[str, float]:
     """Counted on the meta device: of a training step with gradient checkpointing, and of a forward pass."""
-    from limit import count_shapes
+    from least import count_shapes
 
     counted = count_shapes(model, LENGTH)
     backbone, head = counted["2b"] / 2, counted["2h x loss tokens"] / 2

@@ -35,6 +35,7 @@ read -ra launch <<< "${LAUNCH:-deepspeed --module}"
 # What comes last wins: at toy size the same commands end in these flags.
 batch=256 sft_batch=1024 toy_train=() toy_evaluate=()
 if [ -n "$toy" ]; then
+  work=$work/toy  # what is done there is not done at full size
   base=$toy/model alphamath=$toy/alphamath.json gsm8k=$toy/gsm8k.jsonl math=$toy/math.jsonl launch=(python -m)
   batch=8 sft_batch=4
   toy_train=(--data.max_samples 16 --data.max_len 512 --train.max_epochs 1 --ds.param_dtype fp32 --ds.zero_stage 0)
@@ -85,7 +86,7 @@ evaluate() {
 search() {
   in_stage "$folder" "$1_$2" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$folder/$1" \
     --problems.file "$3" --prompt.style alphamath --evaluate.decode sbs --sbs.beams "$4" --sbs.samples 1 --sbs.value none \
-    --sbs.temperature 0.6 --sbs.max_depth 10 --evaluate.max_new_tokens 2048 --ds.param_dtype bf16 \
+    --sbs.temperature 0.6 --sbs.max_depth 10 ${EXECUTE_CODE:+--sbs.execute_code} --evaluate.max_new_tokens 2048 --ds.param_dtype bf16 \
     --evaluate.output_dir "$folder/$1_$2" ${toy_evaluate[@]+"${toy_evaluate[@]}"}
 }
 

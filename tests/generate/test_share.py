@@ -60,8 +60,37 @@ def test_one_process_takes_over_what_ranks_left(command, tmp_path, capsys):
     (tmp_path / "alone.jsonl.rank0").write_text("".join(lines[4:8]))
     (tmp_path / "alone.jsonl.rank1").write_text("".join([*lines[8:], lines[4].replace('"sample": 0', '"sample": 1')]))
     whole.write_text("".join(lines[:4]))
+    for rank in range(2):
+        (tmp_path / f"alone.jsonl.rank{rank}.settings.json").write_text(
+            (tmp_path / "alone.jsonl.settings.json").read_text()
+        )
     capsys.readouterr()
     assert run_in_process("sample", *command("alone.jsonl")) == 0
     assert whole.read_text() == "".join(lines), "the first of two rows of one answer stays"
     assert "sampling" not in capsys.readouterr().err, "nothing was left to sample"
     assert not list(tmp_path.glob("*.rank*"))
+
+
+def test_what_ranks_left_under_other_settings_is_not_taken_over(command, tmp_path):
+    assert run_in_process("sample", *command("alone.jsonl")) == 0
+    whole = tmp_path / "alone.jsonl"
+    rows = whole.read_text()
+    settings = json.loads((tmp_path / "alone.jsonl.settings.json").read_text())
+    for name in ("alone.jsonl", "alone.jsonl.settings.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "alone.jsonl.rank0").write_text(rows.replace('"completion": "', '"completion": "another model'))
+    (tmp_path / "alone.jsonl.rank0.settings.json").write_text(json.dumps({**settings, "model": "another"}))
+    assert run_in_process("sample", *command("alone.jsonl")) == 0
+    assert whole.read_text() == rows
+    assert not list(tmp_path.glob("*.rank*"))
+
+
+def test_rows_that_ranks_left_stand_where_one_process_writes_them(command, tmp_path):
+    assert run_in_process("sample", *command("alone.jsonl")) == 0
+    whole = tmp_path / "alone.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    (tmp_path / "alone.jsonl.rank1").write_text("".join(lines[8:12]))
+    (tmp_path / "alone.jsonl.rank1.settings.json").write_text((tmp_path / "alone.jsonl.settings.json").read_text())
+    whole.write_text("".join(lines[:4]))
+    assert run_in_process("sample", *command("alone.jsonl")) == 0
+    assert whole.read_text() == "".join(lines)

@@ -183,8 +183,8 @@ def toy(tmp_path):
 
 def test_the_commands_run_at_toy_size_to_the_filled_table(toy, capfd):
     """The scripts' own commands, all but one in this process, which has torch already."""
-    work = toy / "work"
-    words = ("--toy", toy, "--work", work)
+    words = ("--toy", toy, "--work", toy / "work")
+    work = toy / "work" / "toy"
     done = work / "deepseek" / "done"
     done.mkdir(parents=True)
     rows = ("paired_step_dpo", "unpaired_answer_kto", "unpaired_step_pipa_n")
