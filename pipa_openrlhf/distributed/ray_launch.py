@@ -99,6 +99,8 @@ def launch(config: LaunchConfig, work: Callable[[dict], None], arguments: dict) 
     Raises:
         UserError: the workers find no place, or the first thing that went wrong in one of them.
     """
+    # Read when Ray is imported: lines that differ in numbers alone are repetitions to it.
+    os.environ.setdefault("RAY_DEDUP_LOGS_ALLOW_REGEX", "Step ")
     import ray
     from ray.train import TrainingFailedError
 

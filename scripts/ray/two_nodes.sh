@@ -15,7 +15,12 @@ export GLOO_SOCKET_IFNAME=pipa CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
 hostfile=$(mktemp)
 
 end() {
-  for process in "${started[@]}"; do kill "$process" 2> /dev/null && wait "$process" || true; done
+  for process in "${started[@]}"; do
+    kill "$process" 2> /dev/null || continue
+    for _ in $(seq 20); do if kill -0 "$process" 2> /dev/null; then sleep 0.5; fi; done
+    # A node of Ray that got two signals hangs.
+    if kill -0 "$process" 2> /dev/null; then pkill -KILL -P "$process" || true; kill -KILL "$process"; fi
+  done
   for node in "${nodes[@]}"; do ip netns del "$node" 2> /dev/null || true; done
   rm -f "$hostfile"
 }
