@@ -1,6 +1,7 @@
 """Samples as the trainer takes them: in units of one answer or one pair, with KTO's mismatched completions."""
 
 import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -208,10 +209,15 @@ def load_steps(batches: list[np.ndarray], micro_batches: MicroBatches, num_worke
         num_workers=num_workers,
         # With a generator of its own the loader leaves the one that dropout draws from alone, as resuming needs.
         generator=torch.Generator(),
-        worker_init_fn=_share_by_name,
+        worker_init_fn=_begin_worker,
     )
 
 
-def _share_by_name(_worker: int) -> None:
-    """Tensors go to the trainer as named shared memory: by default each takes one of its file descriptors."""
+def _begin_worker(_worker: int) -> None:
+    """Tensors go to the trainer as named shared memory: by default each takes one of its file descriptors.
+
+    Signals that ask a run to stop reach every process of it; the trainer needs its workers until its step is done.
+    """
     torch.multiprocessing.set_sharing_strategy("file_system")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -40,14 +40,18 @@ def on_cpu() -> bool:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still allocate on its accelerator, its allocator's reserve included; None on CPU."""
-    if on_cpu():
+    """Bytes that this process can still allocate on its accelerator, its allocator's reserve included; None on CPU,
+    and where two runs must do the very same products (``--train.full_determinism_enable``)."""
+    if on_cpu() or torch.are_deterministic_algorithms_enabled():
         return None
     accelerator = get_accelerator()
     allocated = accelerator.memory_allocated()
     held = accelerator.memory_reserved() - allocated
-    # Where DeepSpeed cannot ask the driver, it counts what the allocator holds as free already.
-    return min(accelerator.available_memory() + held, accelerator.total_memory() - allocated)
+    # DeepSpeed asks NVIDIA's driver for the devices of CUDA_VISIBLE_DEVICES, which may be names and in another order.
+    is_cuda = accelerator.device_name() == "cuda"
+    free = torch.cuda.mem_get_info()[0] if is_cuda else accelerator.available_memory()
+    # An accelerator may count what the allocator holds as free already.
+    return min(free + held, accelerator.total_memory() - allocated)
 
 
 def dtype_of(name: str) -> torch.dtype:

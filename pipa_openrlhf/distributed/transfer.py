@@ -1,6 +1,7 @@
 """Micro-batches on their way to the device: on an accelerator the next one is copied while this one is computed."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ def on_device(items: Iterable[_Item]) -> Iterator[_Item]:
     if on_cpu():
         yield from (_moved(item) for item in items)
         return
-    copies = get_accelerator().Stream()
+    copies = _copy_stream(get_accelerator())
     ahead = None
     for item in items:
         following = _start_copy(item, copies)
@@ -30,6 +31,12 @@ def on_device(items: Iterable[_Item]) -> Iterator[_Item]:
         ahead = following
     if ahead is not None:
         yield _arrived(*ahead)
+
+
+@cache
+def _copy_stream(accelerator: Any) -> Any:
+    """One for all: the allocator keeps the memory of each stream apart."""
+    return accelerator.Stream()
 
 
 def _moved(item: _Item) -> _Item:

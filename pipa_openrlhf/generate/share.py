@@ -12,6 +12,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 
 from torch import distributed as dist
 
@@ -39,19 +40,21 @@ class Share:
 
     def __init__(self, job: Job, path: str, settings: dict, keeps_parts: bool = True):
         rank, self._world_size = join_launched_group(job.config.local_rank)
+        # Ranks end hours apart, and what they tell each other is in the host's memory.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if self._world_size > 1 else None
         self._path, self._whole_job = path, job
         self._whole = RowFile(path, settings) if rank == 0 else None
-        left = _gathered(_rows_of_parts(path, settings) if keeps_parts else [], self._world_size)
+        left = self._gathered(_rows_of_parts(path, settings) if keeps_parts else [])
         self._takes_over = bool(left)
         if self._whole is not None:
             self._whole.append(_missing(self._whole.rows, left))
-        known = _gathered(self._whole.rows if self._whole is not None else [], self._world_size)
+        known = self._gathered(self._whole.rows if self._whole is not None else [])
         _delete_parts(path)
         self._num_known = len(known)
         if self._whole is not None and self._world_size == 1:
             self.job, self.file = job, self._whole
             return
-        dist.barrier()  # no rank deletes what another one begins
+        dist.barrier(self._group)  # no rank deletes what another one begins
         mine = sorted(index for batch in _batches(job)[rank :: self._world_size] for index in batch)
         self.job = replace(
             job, problems=[job.problems[index] for index in mine], prompts=[job.prompts[index] for index in mine]
@@ -62,7 +65,7 @@ class Share:
     def merge(self) -> list[dict] | None:
         """Write the file that was asked for; its rows on rank 0, None elsewhere."""
         if self._world_size > 1:
-            rows = _gathered(self.file.rows[self._num_known :], self._world_size)
+            rows = self._gathered(self.file.rows[self._num_known :])
             if self._whole is not None:
                 self._whole.append(_missing(self._whole.rows, rows))
         if self._whole is not None and (self._world_size > 1 or self._takes_over):
@@ -70,9 +73,20 @@ class Share:
             places = {problem_id: place for place, problem_id in enumerate(ids)}
             self._whole.reorder(lambda row: (places[row["problem_id"]], row["sample"]))
         if self._world_size > 1:
-            dist.barrier()  # the file has all rows before their parts go
+            dist.barrier(self._group)  # the file has all rows before their parts go
             _delete_parts(self._path)
         return self._whole.rows if self._whole is not None else None
+
+    def _gathered(self, rows: list[dict]) -> list[dict]:
+        """The rows of all ranks, each once; a collective call."""
+        if self._world_size == 1:
+            return rows
+        by_rank: list[list[dict]] = [[]] * self._world_size
+        dist.all_gather_object(by_rank, rows, self._group)
+        found: list[dict] = []
+        for of_rank in by_rank:
+            found += _missing(found, of_rank)
+        return found
 
 
 def _batches(job: Job) -> list[list[int]]:
@@ -88,18 +102,6 @@ def _missing(rows: list[dict], more: list[dict]) -> list[dict]:
         if answer not in seen:
             seen.add(answer)
             found.append(row)
-    return found
-
-
-def _gathered(rows: list[dict], world_size: int) -> list[dict]:
-    """The rows of all ranks, each once; a collective call."""
-    if world_size == 1:
-        return rows
-    by_rank: list[list[dict]] = [[]] * world_size
-    dist.all_gather_object(by_rank, rows)
-    found: list[dict] = []
-    for of_rank in by_rank:
-        found += _missing(found, of_rank)
     return found
 
 

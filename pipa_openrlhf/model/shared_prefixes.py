@@ -156,7 +156,8 @@ def _flash_attn_varlen() -> Varlen | None:
 
     def varlen(query, key, value, query_ends, key_ends, most_queries, most_keys, scaling):
         lengths = (query_ends, key_ends, most_queries, most_keys)
-        return flash_attn_varlen_func(query, key, value, *lengths, softmax_scale=scaling, causal=True)
+        options = {"softmax_scale": scaling, "deterministic": torch.are_deterministic_algorithms_enabled()}
+        return flash_attn_varlen_func(query, key, value, *lengths, causal=True, **options)
 
     return varlen
 

@@ -275,6 +275,8 @@ def _damage(checkpoint: str) -> str | None:
         return f"{os.path.basename(error.filename or _CHECKSUMS)} cannot be read ({error.strerror})"
     except (ValueError, AttributeError):
         return f"{_CHECKSUMS} is not what was written"
+    if "trainable.safetensors" in checksums:
+        return "it is of an earlier version"
     return None if "state.json" in checksums else f"{_CHECKSUMS} is not what was written"
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import re
 import shlex
@@ -41,6 +42,8 @@ from pipa_openrlhf.training.sharded_weights import (
 
 if TYPE_CHECKING:
     from pipa_openrlhf.training.trainer import PreferenceTrainer
+
+log = logging.getLogger(__name__)
 
 MERGED_BASE = "merged_base"
 _INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
@@ -261,12 +264,17 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
     trainer.update_check.report()
     checkpoint = os.path.join(config.ckpt.folder, f"global_step{trainer.position.step}")
     is_safe = _writes_checkpoint(config)
+    rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"
     if is_safe and not trainer.strategy.from_rank_0(lambda: os.path.isdir(checkpoint)):
-        trainer.save_checkpoint(rotate=False)
+        try:
+            trainer.save_checkpoint(rotate=False)
+        except UserError as error:
+            # The weights are still in memory: what was trained is exported all the same.
+            log.warning(f"No checkpoint of the last step: {error}")
+            is_safe, rescue = False, "there is no checkpoint of the last step, see above"
     try:
         trainer.export_to(config.ckpt.output_dir)
     except Exception as error:
-        rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"
         if is_safe:
             rescue = f"the weights are in {checkpoint}: put it right and give the same command with --ckpt.load_enable"
         raise UserError(f"the export to {config.ckpt.output_dir} failed ({first_line(error)}); {rescue}") from error
@@ -275,8 +283,9 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
 def drop_rescue(config: RunConfig, step: int) -> None:
     """On rank 0, once the run is marked finished: delete its last checkpoint where it was not asked for."""
     asked_for = config.ckpt.save_steps != -1 and step % config.ckpt.save_steps == 0
-    if _writes_checkpoint(config) and not asked_for:
-        delete_checkpoint(os.path.join(config.ckpt.folder, f"global_step{step}"))
+    checkpoint = os.path.join(config.ckpt.folder, f"global_step{step}")
+    if not asked_for and os.path.isdir(checkpoint):
+        delete_checkpoint(checkpoint)
         if not os.listdir(config.ckpt.folder):
             os.rmdir(config.ckpt.folder)
 

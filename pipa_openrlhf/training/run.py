@@ -5,8 +5,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -96,9 +96,21 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
     for line in idle_flags(config):
         log.info(line)
     check_output_dir(config)
-    # Ranks but the first meet it when they join.
-    with alone_in(config.ckpt.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    with _alone(config):
         return _train_alone(config, objective, callbacks)
+
+
+@contextmanager
+def _alone(config: RunConfig) -> Iterator[None]:
+    """Hold the locks of the folders that a run writes to, on rank 0: the others meet it when they join."""
+    with ExitStack() as held:
+        if os.environ.get("RANK", "0") == "0":
+            output_dir, checkpoints = (os.path.realpath(one) for one in (config.ckpt.output_dir, config.ckpt.folder))
+            held.enter_context(alone_in(config.ckpt.output_dir))
+            if os.path.commonpath([output_dir, checkpoints]) != output_dir:
+                held.enter_context(alone_in(config.ckpt.folder))
+            check_output_dir(config)  # a run that held a lock may have ended here meanwhile
+        yield
 
 
 def _train_alone(config: RunConfig, objective: Objective, callbacks: Sequence[Callback]) -> Result:

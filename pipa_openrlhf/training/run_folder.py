@@ -33,7 +33,11 @@ _EXPORTED = (
     ),
     *("args.json", "config.yaml", "metrics.jsonl", "metrics.jsonl.new", "README.md", "skipped_rows.jsonl"),
 )
-_CHECKPOINTS = ("global_step[0-9]*/*", "global_step[0-9]*/*/*")
+_CHECKPOINTS = (
+    *("global_step[0-9]*/*", "global_step[0-9]*/*/*"),
+    # Of an export that was cut off; a star takes no name with a dot.
+    *("global_step[0-9]*/.export_*/*", "global_step[0-9]*/.export_parts/model/*"),
+)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch.utils import cpp_extension
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.distributed.strategy import on_cpu
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.training import export
-from pipa_openrlhf.training.trainer import Callback
+from pipa_openrlhf.training.trainer import Callback, PreferenceTrainer
 
 GIGABYTE = 10**9
 NEVER = {"ckpt.save_steps": None}
@@ -107,3 +108,17 @@ def test_without_checkpoints_the_line_says_so(small_run, tmp_path, capsys, monke
     assert run_in_process("train_pipa", *small_run("out", **NEVER, **changes, **{"ds.zero_stage": 2})) == 1
     assert "nothing is kept" in one_error(capsys)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_what_was_trained_is_exported_where_the_last_checkpoint_cannot_be_written(
+    small_run, tmp_path, monkeypatch, log_lines
+):
+    """As with checkpoints on a disk that is full, or that not all nodes see."""
+
+    def refuse(*args, **options):
+        raise UserError("the disk does not take it")
+
+    monkeypatch.setattr(PreferenceTrainer, "save_checkpoint", refuse)
+    train("train_pipa", *small_run("out", **NEVER))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert any("No checkpoint of the last step: the disk does not take it" in line for line in log_lines)

@@ -1,5 +1,6 @@
 """A run that was cut anywhere goes on as if it had not been."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, start_module, train, write_jsonl
 
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import updated
 from pipa_openrlhf.training import checkpoint, export, run
 from pipa_openrlhf.training.engine_state import EngineState
@@ -159,6 +161,17 @@ def damage(path, how: str) -> None:
 
 
 FILES = ["trainable-00000-00000.safetensors", "rng.safetensors", "state.json", "checksums.json"]
+
+
+def test_a_checkpoint_of_an_earlier_format_is_said_to_be_one(tmp_path):
+    before = tmp_path / "global_step3"
+    before.mkdir()
+    for name in ("trainable.safetensors", "state.json"):
+        (before / name).write_text("{}")
+    sums = {name: hashlib.sha256(b"{}").hexdigest() for name in ("trainable.safetensors", "state.json")}
+    (before / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(UserError, match="earlier version"):
+        checkpoint.newest_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("file", FILES)

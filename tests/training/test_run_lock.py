@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny import run_in_process
 
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.training import run_lock
@@ -78,3 +79,10 @@ def test_where_files_cannot_be_locked_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
     with alone_in(str(tmp_path / "out")), alone_in(str(tmp_path / "out")):
         pass
+
+
+def test_checkpoints_that_another_run_writes_to_are_refused_too(small_run, tmp_path, holder, monkeypatch, capsys):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.1)
+    assert run_in_process("train_pipa", *small_run("fresh", **{"ckpt.path": tmp_path / "out"})) == 1
+    assert f"{tmp_path / 'out'} is being written to by a run that is still going" in capsys.readouterr().err
+    assert not (tmp_path / "fresh").exists()

@@ -1,9 +1,13 @@
 """Worker processes that collate: the same run, and no file descriptor a tensor."""
 
+import signal
 import sys
 
+import numpy as np
 import pytest
 from tiny import read_jsonl, run_module, train, write_jsonl
+
+from pipa_openrlhf.data.training_set import load_steps
 
 MANY = {"train.micro_batch_size": 1, "train.batch_size": 32, "train.max_epochs": 1, "train.group_by_length": "false"}
 
@@ -22,3 +26,15 @@ def test_workers_need_few_file_descriptors(small_run, tmp_path, monkeypatch):
     with_workers = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     alone = train("train_pipa", *small_run("alone", **changes))
     assert [row["loss"] for row in with_workers] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
+
+
+class WhatATermDoes:
+    """In place of micro-batches."""
+
+    def step(self, _batch):
+        return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_a_signal_that_reaches_every_process_leaves_the_trainer_its_workers():
+    assert list(load_steps([np.zeros(1)], WhatATermDoes(), num_workers=1)) == [True]
+    assert list(load_steps([np.zeros(1)], WhatATermDoes(), num_workers=0)) == [False]
