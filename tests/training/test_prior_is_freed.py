@@ -32,7 +32,7 @@ def test_nothing_holds_the_prior(small_run, tmp_path, monkeypatch, stage):
         alive.append(([one() for one in modules if one() is not None], prior_tensors()))
         return real_build(*args, **options)
 
-    def fill(args, cache, samples, strategy, pad_token_id):
+    def fill(args, cache, samples, strategy, pad_token_id, callbacks):
         prepare = strategy.prepare
 
         def spy(actor):
@@ -41,7 +41,7 @@ def test_nothing_holds_the_prior(small_run, tmp_path, monkeypatch, stage):
             return prepare(actor)
 
         strategy.prepare = spy
-        real_fill(args, cache, samples, strategy, pad_token_id)
+        real_fill(args, cache, samples, strategy, pad_token_id, callbacks)
         strategy.prepare = prepare
 
     monkeypatch.setattr(run_file, "fill_from_separate_model", fill)
