@@ -120,7 +120,7 @@ def count_and_ask(workers: dict[str, Worker], failures: dict[str, str]) -> tuple
 def leave_out_readers_of_less(
     expected: dict[str, Expected], workers: dict[str, Worker], sequences: dict[str, dict], failures: dict[str, str]
 ) -> None:
-    """Arms of others whose own reader drops sequences, as ms-swift's drops pairs of equal answers, are not compared."""
+    """Arms of others whose reader drops sequences, as ms-swift's drops pairs of equal answers, are not compared."""
     for arm in [arm for arm in workers if not arm.startswith("pipa")]:
         if missing := set(expected) - set(sequences[arm]["log_probs"]):
             failures[arm] = f"its reader leaves out {len(missing)} of the {len(expected)} different sequences"

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,19 @@ def test_every_arm_gets_the_same_sequences(tmp_path):
     every = sorted(key for key, one in expected.items() for _ in range(one.times))
     assert keys("answers", "completion") == every
     assert keys("pairs", "chosen", "rejected") == keys("openrlhf", "chosen", "rejected") == every
+
+
+def test_an_arm_whose_reader_drops_sequences_is_named_and_ended():
+    ended = []
+    workers = {
+        arm: SimpleNamespace(close=lambda arm=arm: ended.append(arm)) for arm in ("pipa", "trl_dpo", "swift_dpo")
+    }
+    replies = {"pipa": ["a"], "trl_dpo": ["a", "b"], "swift_dpo": ["b"]}
+    sequences = {arm: {"log_probs": dict.fromkeys(keys, 0.0)} for arm, keys in replies.items()}
+    expected, failures = dict.fromkeys("ab"), {}
+    arms.leave_out_readers_of_less(expected, workers, sequences, failures)
+    assert failures == {"swift_dpo": "its reader leaves out 1 of the 2 different sequences"}
+    assert ended == ["swift_dpo"] and list(workers) == list(sequences) == ["pipa", "trl_dpo"], "ours must have all"
 
 
 def test_other_tokens_or_other_log_probs_stop_the_comparison():
