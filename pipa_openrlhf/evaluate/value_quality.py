@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipa_openrlhf.data.samples import Sample
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.value_model import ValueModel
 
 READINGS = ("after", "last")
@@ -175,13 +176,18 @@ def summarise(answers: Sequence[Judged], threshold: float, choose_threshold: boo
 
     Args:
         choose_threshold: the threshold is the best one on one half of the problems, and the other half is reported.
+
+    Raises:
+        UserError: one half has too few problems.
     """
-    reported = halves(answers)[1] if choose_threshold else list(answers)
+    chosen_by, reported = halves(answers) if choose_threshold else ([], list(answers))
+    if choose_threshold and min(len({one.problem_id for one in half}) for half in (chosen_by, reported)) < 2:
+        raise UserError("--quality.choose_threshold needs several problems in each half: give more data")
     summary: dict = {"answers": len(reported), "steps": sum(len(one.labels) for one in reported), "readings": {}}
     for reading in READINGS:
         values, labels = pooled(reported, reading)
         bins = calibration(values, labels)
-        used = best_threshold(halves(answers)[0], reading) if choose_threshold else threshold
+        used = best_threshold(chosen_by, reading) if choose_threshold else threshold
         summary["right_steps"] = int(labels.sum())
         summary["readings"][reading] = {
             "auc": auc(values, labels),

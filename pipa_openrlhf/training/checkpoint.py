@@ -137,7 +137,7 @@ def _finish(final: str, parts: list[dict], record: dict) -> None:
 
 def _wait_for_files(folder: str, names: list[str]) -> None:
     end = time.monotonic() + _LAG
-    while missing := [name for name in names if name not in os.listdir(folder)]:
+    while missing := sorted(set(names) - set(os.listdir(folder))):
         if time.monotonic() > end:
             raise OSError(
                 f"{missing[0]} of another node is not there: --ckpt.path must be a folder that all nodes see"

@@ -9,6 +9,7 @@ from samples import random_samples
 from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, write_jsonl
 
 from pipa_openrlhf.data.samples import Sample
+from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.value_quality import (
     Judged,
     auc,
@@ -223,3 +224,10 @@ def test_refusals_are_one_line(folder, tmp_path, capsys, change, words):
     assert run_in_process("evaluate_value", *flags(given | change)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
+
+
+def test_a_half_with_too_few_problems_is_refused():
+    """Three answers to one problem are all in one half."""
+    one = Judged("x", "x", np.arange(1), np.ones(1), {name: np.ones(1) for name in ("after", "last")})
+    with pytest.raises(UserError, match="several problems in each half"):
+        summarise([one] * 3, 0.5, choose_threshold=True)
