@@ -4,10 +4,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import setting
+
+if TYPE_CHECKING:
+    from pipa_openrlhf.training.diagnosis import Finding
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class ReportConfig:
 def main(config: ReportConfig) -> None:
     from pipa_openrlhf.evaluate import report
     from pipa_openrlhf.evaluate.results import text_table
+    from pipa_openrlhf.training.diagnosis import diagnose
+    from pipa_openrlhf.training.records import read_args, read_metrics
 
     flags = config.report
     folders = _named(flags.evaluations, "--report.evaluations")
@@ -42,9 +48,15 @@ def main(config: ReportConfig) -> None:
     baseline = flags.baseline or next(iter(folders))
     if baseline not in folders:
         raise UserError(f"--report.baseline {baseline}: not one of {', '.join(folders)}")
-    runs = {name: report.read_metrics(folder) for name, folder in _named(flags.runs, "--report.runs").items()}
+    run_folders = _named(flags.runs, "--report.runs")
+    runs = {name: read_metrics(folder) for name, folder in run_folders.items()}
+    for name, steps in runs.items():
+        if not steps:
+            raise UserError(f"--report.runs {name}={run_folders[name]}: the run has not finished a step")
+    diagnosed = {name: diagnose(rows, read_args(run_folders[name]) or {}) for name, rows in runs.items()}
+    findings = {name: of_run for name, of_run in diagnosed.items() if of_run}
     rows = report.comparison(folders, baseline)
-    sections = _sections(folders, runs) + _trees(flags.trees)
+    sections = _sections(folders, runs) + _findings(findings) + _trees(flags.trees)
     note = report.footnote(folders)
     page = report.html_page(flags.title, rows, note, sections, _read_text(flags.commands))
     os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
@@ -52,7 +64,8 @@ def main(config: ReportConfig) -> None:
         file.write(page)
     if flags.pictures:
         _write_pictures(flags.pictures, sections)
-    print(f"{text_table(rows)}\n\n{note}\n{flags.output}", flush=True)
+    words = [f"{name}. {one}" for name, of_run in findings.items() for one in of_run]
+    print("\n".join([text_table(rows), "", note, *words, flags.output]), flush=True)
 
 
 def _write_pictures(folder: str, sections: list[tuple[str, str, str]]) -> None:
@@ -84,6 +97,15 @@ def _sections(folders: dict[str, str], runs: dict[str, list[dict]]) -> list[tupl
         note = "Sum over an answer's tokens of log policy - log prior, averaged over the answers of a batch."
         sections.append(("Rewards", plots.rewards(rewarded), note))
     return sections
+
+
+def _findings(findings: "dict[str, list[Finding]]") -> list[tuple[str, str, str]]:
+    from pipa_openrlhf.evaluate.report import findings_list
+
+    if not findings:
+        return []
+    note = "Usual causes of a run that learns little, where its metrics show them. A run without one is not listed."
+    return [("What the metrics show", findings_list(findings), note)]
 
 
 def _trees(paths: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -2,9 +2,7 @@
 
 import html
 import io
-import json
 import math
-import os
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate import tree_page
 from pipa_openrlhf.evaluate.results import headline, mcnemar_p, read_results, read_summary, verdicts
+from pipa_openrlhf.training.diagnosis import Finding
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -25,24 +24,6 @@ svg { max-width: 100%; height: auto; } p.note { color: #555; font-size: .9rem; }
 """
 _COLUMNS = ("model", "accuracy", "95 % interval", "problems", "against {}", "95 % interval of it", "p")
 _OLD_GRADER = "a version of this package without math-verify"
-
-
-def read_metrics(folder: str) -> list[dict]:
-    """Rows of a run's ``metrics.jsonl``; a torn last line, of a run still going, is left out.
-
-    Raises:
-        UserError: the folder has none.
-    """
-    path = os.path.join(folder, "metrics.jsonl")
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no metrics of a training run there ({error})") from error
-    if not rows:
-        raise UserError(f"{path} is empty: the run has not finished a step")
-    return rows
 
 
 def comparison(folders: dict[str, str], baseline: str) -> list[tuple[str, ...]]:
@@ -95,7 +76,7 @@ def _against(rights: dict[str, bool], base: dict[str, bool]) -> tuple[str, str, 
 def html_page(
     title: str, rows: list[tuple[str, ...]], note: str, sections: list[tuple[str, str, str]], commands: str
 ) -> str:
-    """``sections`` are heading, picture (SVG, or a tree in HTML) and note; ``note`` is the table's."""
+    """``sections`` are heading, picture (SVG, or HTML of our own) and note; ``note`` is the table's."""
     parts = [f"<h1>{html.escape(title)}</h1>", _html_table(rows), f'<p class="note">{html.escape(note)}</p>']
     for heading, picture, words in sections:
         parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(words)}</p>')
@@ -103,6 +84,17 @@ def html_page(
         parts.append(f"<h2>Commands</h2><pre>{html.escape(commands)}</pre>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}{tree_page.STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def findings_list(findings: dict[str, list[Finding]]) -> str:
+    """What the metrics of each run show, a line a cause."""
+    lines = [
+        f"<li><b>{html.escape(name)}. {html.escape(one.cause)}</b>: {html.escape(one.evidence)}. "
+        f"{html.escape(one.remedy)}</li>"
+        for name, of_run in findings.items()
+        for one in of_run
+    ]
+    return f'<ul class="findings">{"".join(lines)}</ul>'
 
 
 def _html_table(rows: list[tuple[str, ...]]) -> str:

@@ -122,12 +122,10 @@ class UpdateCheck:
     def __init__(self, engine, strategy: Strategy):
         self._engine, self._strategy = engine, strategy
         self._before: dict[str, torch.Tensor] | None = None
-        self._num_updates = 0
         self._is_done = False
 
     def before_update(self) -> None:
         """Remember a few elements of every trained parameter."""
-        self._num_updates += 1
         if not self._is_done and max(self._engine.lr_scheduler.get_last_lr()) > 0:
             self._before = self._sample()
 
@@ -150,14 +148,6 @@ class UpdateCheck:
                     "or the objective does not depend on it"
                 )
         self._is_done = True
-
-    def report(self) -> None:
-        """Say so where no update could move anything: a short run may be all warm-up."""
-        if self._num_updates and not self._is_done:
-            log.info(
-                "Nothing was trained: no update had both a gradient and a learning rate above 0 "
-                "(--adam.lr, --lr_warmup_ratio)"
-            )
 
     def _sample(self) -> dict[str, torch.Tensor]:
         """Elements of this rank's masters, by the part of the policy they belong to; parts without a rate are out."""

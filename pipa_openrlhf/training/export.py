@@ -261,7 +261,6 @@ def export_finished(trainer: "PreferenceTrainer") -> None:
         UserError: the export failed; says how to go on.
     """
     config = trainer.config
-    trainer.update_check.report()
     checkpoint = os.path.join(config.ckpt.folder, f"global_step{trainer.position.step}")
     is_safe = _writes_checkpoint(config)
     rescue = "nothing is kept, since --ckpt.disable_ds or the optimizer leaves no checkpoint"

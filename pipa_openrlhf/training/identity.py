@@ -22,6 +22,7 @@ from pipa_openrlhf.objectives.table import Objective
 from pipa_openrlhf.prior.cache import NUMERICS_VERSION, file_sha256, weights_id
 from pipa_openrlhf.settings import BY_CONTENT, DECIDES, flatten, settings_of
 from pipa_openrlhf.training.checkpoint import newest_checkpoint, read_state
+from pipa_openrlhf.training.records import read_args
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _find_start(config: RunConfig, objective: Objective) -> Start:
     if not config.ckpt.load_enable:
         return Start(identify(config, objective))
     checkpoint = newest_checkpoint(config.ckpt.folder)
-    last_args = _last_args(config.ckpt.output_dir)
+    last_args = read_args(config.ckpt.output_dir)
     found = {}
     if checkpoint is not None:
         found[checkpoint] = read_state(checkpoint)["identity"]
@@ -251,12 +252,3 @@ def _find_start(config: RunConfig, objective: Objective) -> Start:
     if checkpoint is None:
         log.info(f"No checkpoint in {config.ckpt.folder}: starting from step 0")
     return start
-
-
-def _last_args(output_dir: str) -> dict | None:
-    """``args.json`` of the last run in ``output_dir``; None where there is none, or only half of one."""
-    try:
-        with open(os.path.join(output_dir, "args.json")) as file:
-            return json.load(file)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None

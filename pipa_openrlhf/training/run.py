@@ -32,6 +32,7 @@ from pipa_openrlhf.prior.cache import PriorCache
 from pipa_openrlhf.prior.fill import fill_from_policy, fill_from_separate_model, open_cache
 from pipa_openrlhf.settings import flatten, updated
 from pipa_openrlhf.training.checks import report_trained
+from pipa_openrlhf.training.diagnosis import diagnose
 from pipa_openrlhf.training.export import (
     MERGED_BASE,
     check_export,
@@ -42,6 +43,7 @@ from pipa_openrlhf.training.export import (
     write_model_card,
 )
 from pipa_openrlhf.training.identity import Start, find_start
+from pipa_openrlhf.training.records import read_metrics
 from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
 from pipa_openrlhf.training.run_lock import alone_in
 from pipa_openrlhf.training.trainer import Callback, PreferenceTrainer
@@ -236,6 +238,8 @@ def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders
         for folder in folders:
             folder.close()
         log.info(f"Model written to {config.ckpt.output_dir}")
+        for finding in diagnose(read_metrics(config.ckpt.output_dir), flatten(config)):
+            log.info(str(finding))
     strategy.barrier()
     return Result(config.ckpt.output_dir, steps, last)
 

@@ -27,6 +27,8 @@ def training(folder, steps=30):
     rows = [
         {
             "step": step,
+            "lr": 1e-4,
+            "grad_norm": 0.5,
             "pipa/value_likelihood": 0.5 + step / 100,
             "rewards/chosen": step / 10,
             "rewards/rejected": None if step == 3 else -step / 10,
