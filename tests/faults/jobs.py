@@ -26,8 +26,9 @@ class Job:
     Attributes:
         module: of the command line.
         settings: flags beside those that all jobs of the module share.
-        ranks: of the deepspeed launcher; 0: ``python -m``.
+        ranks: of the launcher; 0: ``python -m``.
         writes: glob patterns below the job's folder of what is there while it writes, by what is written.
+        on_ray: started by launch_ray on a cluster of its own; otherwise ranks are deepspeed's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     settings: dict
     ranks: int = 0
     writes: dict[str, str] = field(default_factory=dict)
+    on_ray: bool = False
 
 
 CHECKPOINT = "out/checkpoints/global_step*[0-9].unfinished"
@@ -65,6 +67,7 @@ JOBS = (
         2,
         _CHECKPOINT | _CACHE | _FULL,
     ),
+    Job("Ray, LoRA, ZeRO-2", "train_pipa", {**_LORA, "ds.zero_stage": 2}, 2, _CHECKPOINT | _CACHE | _ADAPTER, True),
 )
 
 
@@ -89,6 +92,9 @@ def command(job: Job, inputs: Path, folder: Path, port: int) -> list[str]:
     }
     module = f"pipa_openrlhf.cli.{job.module}"
     words = flags({**shared, **settings})
+    if job.on_ray:
+        launcher = ["--ray.num_workers", str(job.ranks), "--ray.max_failures", "3", "--ray.address", "local", "--"]
+        return [sys.executable, "-m", "pipa_openrlhf.cli.launch_ray", *launcher, module, *words]
     if not job.ranks:
         return [sys.executable, "-m", module, *words]
     launcher = str(Path(sys.executable).parent / "deepspeed")
@@ -140,13 +146,14 @@ def work_done(job: Job, folder: Path) -> int:
     """Optimizer steps, or answers that are on disk."""
     if job.module == "train_pipa":
         return steps_done(folder)
-    path = folder / _RESULTS[job.module]
-    return path.read_text().count("\n") if path.exists() else 0
+    # Ranks of one job write to files of their own.
+    paths = [one for one in folder.glob(f"{_RESULTS[job.module]}*") if not one.name.endswith(".json")]
+    return sum(path.read_text().count("\n") for path in paths)
 
 
 def last_kept(folder: Path) -> float:
     """When something was written that a restart goes on from, in seconds of the clock; 0: nothing yet."""
-    patterns = ("out/checkpoints/global_step*", "cache/v1/*/*.safetensors", *_RESULTS.values())
+    patterns = ("out/checkpoints/global_step*", "cache/v1/*/*.safetensors", *(f"{one}*" for one in _RESULTS.values()))
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.suffix != ".unfinished"]
     return max((path.stat().st_ctime for path in found), default=0.0)
 

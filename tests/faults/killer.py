@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from jobs import Job
 
 HANG_SECONDS = 60  # a job that lost a rank has ended by then
 _RESTARTS = 5
-_LONGEST = 300  # seconds of one attempt
+_LONGEST = 900  # seconds of one attempt, on a machine that others use too
+_TARGETS = {
+    "no launcher": ("all",),
+    "deepspeed": ("rank", "launcher", "launcher's child", "all"),
+    "Ray": ("driver", "worker", "raylet", "controller", "all"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Kill:
     Attributes:
         moment: seconds after the start, or what was being written.
         lost_steps: optimizer steps that were done again; 0 for jobs that have none.
-        lost_seconds: since the last thing on disk that the job goes on from, or since its start.
+        lost_seconds: until the kill, since the last thing on disk that the job goes on from, or since its start.
         seconds: of all attempts together.
         problem: why the job counts as lost; None: it survived.
     """
@@ -44,14 +50,14 @@ class Kill:
 class Attempt:
     """A job that runs, in a session of its own."""
 
-    def __init__(self, words: list[str], log: Path, memory: Path):
+    def __init__(self, words: list[str], log: Path, memory: Path, job: Job):
         ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
         environment = {name: value for name, value in os.environ.items() if name not in ours}
         environment.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", XDG_CACHE_HOME=str(memory))
         # The launcher starts `python` from the search path.
         environment["PATH"] = f"{Path(words[0]).parent}:{environment['PATH']}"
         self.started = time.time()
-        self.log = log
+        self.log, self.job = log, job
         with open(log, "w") as file:
             self.process = subprocess.Popen(
                 words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -72,9 +78,19 @@ class Attempt:
         """Its processes that train: of a launcher's, the grandchildren that have a rank."""
         return [one for one in self.members() if "RANK" in _environment(one) and _is_module(one)]
 
-    def launchers(self) -> list[psutil.Process]:
-        """The launcher, and the process that it starts on every node."""
-        return [one for one in self.members() if "RANK" not in _environment(one)]
+    def targets(self) -> dict[str, list[psutil.Process]]:
+        """What can be killed by itself now, by its name."""
+        first = psutil.Process(self.process.pid)
+        if self.job.on_ray:
+            parts = {"worker": "ray::RayTrainWorker", "raylet": "raylet", "controller": "ray::TrainController"}
+            members = self.members()
+            found = {part: [one for one in members if _name(one).startswith(name)] for part, name in parts.items()}
+            return {"driver": [first], **found}
+        ranks = self.ranks()
+        if not ranks:
+            return {}
+        started = [one for one in self.members() if one not in ranks and one != first]
+        return {"rank": ranks, "launcher": [first], "launcher's child": started}
 
     def kill_all(self) -> None:
         """Leave nothing behind."""
@@ -104,6 +120,13 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _is_module(process: psutil.Process) -> bool:
     try:
         return any(word.startswith("pipa_openrlhf.cli.") for word in process.cmdline())
@@ -128,6 +151,7 @@ class Killer:
         self.work, self.inputs = work, jobs.fresh(work / "inputs")
         jobs.make_inputs(self.inputs)
         self._undisturbed: dict[str, tuple[Path, float]] = {}
+        self._left: dict[str, list[str]] = {}
 
     def undisturbed(self, job: Job) -> tuple[Path, float]:
         """Folder and seconds of the job without a kill, run once."""
@@ -147,21 +171,22 @@ class Killer:
         while True:
             folder, port = jobs.fresh(self.work / f"kill {number}"), free_port()
             attempt = self._start(job, folder, port)
-            moment, pattern = _wait_for_moment(attempt, job, folder, reference, usual, draw)
+            moment, pattern = self._wait_for_moment(attempt, folder, reference, usual, draw)
             if attempt.process.poll() is None:
                 break
             usual *= 0.9  # it was faster than the undisturbed one
-        target = _kill(attempt, draw)
+        target = self._kill(attempt, draw)
         killed_at = time.time()
         lost_seconds = killed_at - max(attempt.started, jobs.last_kept(folder))
         if pattern and not jobs.is_writing(folder, pattern):
             moment = moment.replace("inside", "right after")
         steps = jobs.steps_done(folder)
-        problem = None
-        if target.startswith("rank") and attempt.wait(HANG_SECONDS) is None:
-            problem = f"still there {HANG_SECONDS} s after a rank was killed"
-        seconds, resumed_from, failure = self._restart(job, folder, port)
-        seconds += killed_at - attempt.started
+        problem = _hangs(attempt, target)
+        if target == "worker":  # Ray starts it again
+            resumed_from, failure = _resumed_from(attempt.log.read_text().rpartition("; restart 1 of")[2]), None
+        else:
+            resumed_from, failure = self._restart(job, folder, port)
+        seconds = time.time() - attempt.started
         problem = problem or failure or jobs.difference(job, folder, reference)
         if problem is None and not _ends(attempt):
             problem = f"{len(attempt.members())} processes were left behind"
@@ -174,70 +199,89 @@ class Killer:
         usual = self.undisturbed(job)[1]
         return Kill(job, target, moment, lost_steps, lost_seconds, seconds, usual, problem)
 
-    def _restart(self, job: Job, folder: Path, port: int) -> tuple[float, int | None, str | None]:
-        """Seconds that it took, the step that it went on from, and why it did not finish."""
-        started, resumed_from = time.time(), None
+    def _turn(self, key: str, choices: Sequence[str], draw: random.Random) -> str:
+        """One of the choices; every one before any comes again."""
+        left = self._left.setdefault(key, [])
+        if not left:
+            left += draw.sample(choices, len(choices))
+        return left.pop()
+
+    def _wait_for_moment(
+        self, attempt: Attempt, folder: Path, reference: Path, usual: float, draw: random.Random
+    ) -> tuple[str, str | None]:
+        """Wait for a drawn time, a drawn part of the work, or a moment inside a write; returns its name, and the
+        write's pattern."""
+        job = attempt.job
+        kind = self._turn(job.name, ("time", "work", *sorted(job.writes)), draw)
+        if kind == "time":
+            after = draw.uniform(0, usual)
+            attempt.wait(after)
+            return f"after {after:.1f} s", None
+        pattern = job.writes.get(kind)
+        total = jobs.work_done(job, reference)
+        # Only checkpoints are written over and over.
+        least = draw.randrange(total) if kind in ("work", "a checkpoint") else 0
+        while attempt.process.poll() is None:
+            if jobs.work_done(job, folder) >= least and (pattern is None or jobs.is_writing(folder, pattern)):
+                break
+            time.sleep(0.0005 if pattern else 0.01)
+        attempt.wait(0.0 if pattern else draw.uniform(0, 0.1))
+        where = f" after {least} of {total}" if least else ""
+        return (f"inside {kind}{where}", pattern) if pattern else (f"at work{where}", None)
+
+    def _kill(self, attempt: Attempt, draw: random.Random) -> str:
+        """SIGKILL one process, or all; returns what."""
+        launcher = "Ray" if attempt.job.on_ray else "deepspeed" if attempt.job.ranks else "no launcher"
+        what = self._turn(f"targets under {launcher}", _TARGETS[launcher], draw)
+        chosen = attempt.targets().get(what, [])
+        if not chosen:
+            self._left[f"targets under {launcher}"] += [] if what == "all" else [what]
+            os.killpg(attempt.process.pid, signal.SIGKILL)
+            return "all"
+        one = draw.choice(sorted(chosen, key=lambda process: process.pid))
+        rank = _environment(one).get("RANK")
+        one.kill()
+        return f"rank {rank}" if what == "rank" else what
+
+    def _restart(self, job: Job, folder: Path, port: int) -> tuple[int | None, str | None]:
+        """The step that it went on from, and why it did not finish."""
+        resumed_from = None
         for _ in range(_RESTARTS):
             attempt = self._start(job, folder, port)
             status = attempt.wait(_LONGEST)
             attempt.kill_all()
             said = attempt.log.read_text()
-            found = re.search(r"Resumed from .* after step (\d+) of", said)
-            if resumed_from is None and (found or "starting from step 0" in said):
-                resumed_from = int(found[1]) if found else 0
+            resumed_from = _resumed_from(said) if resumed_from is None else resumed_from
             if status == 0:
-                return time.time() - started, resumed_from, None
+                return resumed_from, None
             if status is None:
-                return time.time() - started, resumed_from, f"did not finish within {_LONGEST} s"
+                return resumed_from, f"did not finish within {_LONGEST} s"
             time.sleep(1)
-        return time.time() - started, resumed_from, f"did not finish in {_RESTARTS} restarts: {_last_line(said)}"
+        return resumed_from, f"did not finish in {_RESTARTS} restarts: {_last_line(said)}"
 
     def _start(self, job: Job, folder: Path, port: int) -> Attempt:
         number = len(list(folder.glob("attempt*.log")))
         words = jobs.command(job, self.inputs, folder, port)
-        return Attempt(words, folder / f"attempt{number}.log", self.work / "memory")
+        return Attempt(words, folder / f"attempt{number}.log", self.work / "memory", job)
 
 
-def _wait_for_moment(
-    attempt: Attempt, job: Job, folder: Path, reference: Path, usual: float, draw: random.Random
-) -> tuple[str, str | None]:
-    """Wait for a drawn time, a drawn part of the work, or a moment inside a write; returns its name, and the write's
-    pattern."""
-    kind = draw.choice(("time", "work", "write") if job.writes else ("time", "work"))
-    if kind == "time":
-        after = draw.uniform(0, usual)
-        attempt.wait(after)
-        return f"after {after:.1f} s", None
-    what, pattern = draw.choice(sorted(job.writes.items())) if kind == "write" else ("", "")
-    total = jobs.work_done(job, reference)
-    # Only checkpoints are written over and over.
-    least = draw.randrange(total) if kind == "work" or "checkpoint" in what else 0
-    then = draw.uniform(0, 0.1) if kind == "work" else 0.0
-    while attempt.process.poll() is None:
-        if jobs.work_done(job, folder) >= least and (kind == "work" or jobs.is_writing(folder, pattern)):
-            break
-        time.sleep(0.0005)
-    attempt.wait(then)
-    where = f" after {least} of {total}" if least else ""
-    return (f"inside {what}{where}", pattern) if kind == "write" else (f"at work{where}", None)
+def _hangs(attempt: Attempt, target: str) -> str | None:
+    """What is wrong with how the rest of a job takes the death of one process; None: nothing."""
+    if target == "worker":
+        status = attempt.wait(_LONGEST)
+        if status is None:
+            return f"was not finished {_LONGEST} s after a worker was killed"
+        return None if status == 0 else f"was not started again: {_last_line(attempt.log.read_text())}"
+    ends = target in ("raylet", "controller") or target.startswith("rank")
+    if ends and attempt.wait(HANG_SECONDS) is None:
+        return f"still there {HANG_SECONDS} s after a {target} was killed"
+    return None
 
 
-def _kill(attempt: Attempt, draw: random.Random) -> str:
-    """SIGKILL one rank, one of the launcher's processes, or all; returns what."""
-    ranks, launchers = attempt.ranks(), attempt.launchers()
-    what = draw.choice(("rank", "launcher", "group"))
-    if what == "rank" and ranks:
-        chosen = draw.choice(sorted(ranks, key=lambda one: one.pid))
-        rank = _environment(chosen).get("RANK")
-        chosen.kill()
-        return f"rank {rank}"
-    if what == "launcher" and ranks and launchers:
-        chosen = draw.choice(sorted(launchers, key=lambda one: one.pid))
-        name = "launcher" if chosen.pid == attempt.process.pid else "launcher's child"
-        chosen.kill()
-        return name
-    os.killpg(attempt.process.pid, signal.SIGKILL)
-    return "group" if ranks else "process"
+def _resumed_from(said: str) -> int | None:
+    """The step that a log names; None: it was cut off before."""
+    found = re.search(r"Resumed from .* after step (\d+) of", said)
+    return int(found[1]) if found else 0 if "starting from step 0" in said else None
 
 
 def _ends(attempt: Attempt) -> bool:

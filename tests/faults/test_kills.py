@@ -13,9 +13,9 @@ from killer import Attempt  # noqa: E402
 from tiny import run_in_process  # noqa: E402
 
 
-def kill_when(words: list[str], folder: Path, is_time) -> None:
+def kill_when(job: jobs.Job, words: list[str], folder: Path, is_time) -> None:
     """Start a job and SIGKILL it as soon as ``is_time()``."""
-    attempt = Attempt(words, folder / "attempt.log", folder / "memory")
+    attempt = Attempt(words, folder / "attempt.log", folder / "memory", job)
     while attempt.process.poll() is None and not is_time():
         time.sleep(0.0005)
     os.killpg(attempt.process.pid, signal.SIGKILL)
@@ -31,10 +31,10 @@ def test_three_kills_of_one_job(tmp_path, monkeypatch):
         "", "train_pipa", {"ds.lora.rank": 4, "ds.lora.dropout": 0.2, "model.model_name_or_path": "adapter"}
     )
     words = jobs.command(job, inputs, folder, port=0)
-    kill_when(words, folder, lambda: any((folder / "cache").glob("v1/*")))
-    kill_when(words, folder, lambda: jobs.steps_done(folder) > 20 and jobs.is_writing(folder, jobs.CHECKPOINT))
+    kill_when(job, words, folder, lambda: any((folder / "cache").glob("v1/*")))
+    kill_when(job, words, folder, lambda: jobs.steps_done(folder) > 20 and jobs.is_writing(folder, jobs.CHECKPOINT))
     assert 20 < jobs.steps_done(folder) < 40
-    kill_when(words, folder, lambda: (folder / "out" / "merged_base.unfinished").exists())
+    kill_when(job, words, folder, lambda: (folder / "out" / "merged_base.unfinished").exists())
     assert jobs.steps_done(folder) == 40 and not jobs.is_finished(folder)
     assert run_in_process("train_pipa", *words[3:]) == 0
     assert run_in_process("train_pipa", *jobs.command(job, inputs, whole, port=0)[3:]) == 0
