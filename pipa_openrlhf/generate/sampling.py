@@ -20,6 +20,7 @@ from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.distributed.strategy import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.evaluate.grading import grader_name
 from pipa_openrlhf.generate.config import GenerateConfig
+from pipa_openrlhf.generate.drawing import DrawToken
 from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, read_problems
 from pipa_openrlhf.generate.prompts import write_prompts
 from pipa_openrlhf.model.loading import (
@@ -115,8 +116,9 @@ def _sample(
     cache = _prompt_cache(model, ids, mask, settings.num_samples)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
     generate: Any = model.generate  # of a mixin that only language models have
+    drawing = [DrawToken(settings.temperature, settings.top_p)] if settings.temperature > 0 else []
     stopping = {"stop_strings": [settings.stop], "tokenizer": tokenizer} if settings.stop else {}
-    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **stopping)
+    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_processor=drawing, **stopping)
     ends = model.generation_config.eos_token_id
     answers = [
         _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends, settings.stop)
@@ -152,14 +154,8 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id: int) -> GenerationConfig:
-    """Plain sampling from the whole vocabulary; generate() would keep the top 50 if it were not told."""
-    drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     return GenerationConfig(
-        do_sample=settings.temperature > 0,
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=pad_token_id,
-        **(drawing if settings.temperature > 0 else {}),
+        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=ends, pad_token_id=pad_token_id
     )
 
 

@@ -11,17 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.generate.drawing import draw_tokens, warpers
 from pipa_openrlhf.model.output_head import decoder_of, only_accepted
 from pipa_openrlhf.model.policy import ValueHead
 from pipa_openrlhf.model.value_model import value_of
@@ -128,11 +122,7 @@ class StepSampler:
         self._tokenizer = tokenizer
         self._settings = settings
         self._head = None if head is None else head.to(model.device)
-        self._warpers: Any = LogitsProcessorList()  # whose types are those of no tensor
-        if settings.temperature not in (0, 1):
-            self._warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
+        self._warpers = warpers(settings.temperature, settings.top_p)
         _check_cache(model)
 
     @torch.inference_mode()
@@ -213,10 +203,8 @@ class StepSampler:
         if self._settings.temperature == 0:
             chosen = logits.argmax(-1)
         else:
-            # The token in whose share of [0, 1) the number lies.
-            ends = self._warpers(torch.empty(0), logits).softmax(-1).cumsum(-1, dtype=torch.float64)
-            numbers = torch.tensor([[draft.chance.random()] for draft in drafts], dtype=ends.dtype, device=ends.device)
-            chosen = torch.searchsorted(ends, numbers * ends[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+            numbers = torch.tensor([draft.chance.random() for draft in drafts], dtype=torch.float64)
+            chosen = draw_tokens(self._warpers(torch.empty(0), logits), numbers)
         log_probs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
         for draft, log_prob in zip(drafts, log_probs):
             draft.log_prob += log_prob

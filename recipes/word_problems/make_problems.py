@@ -24,6 +24,7 @@ class ProblemsConfig:
     validation: int = setting(200, "problems to choose a learning rate on", least=0)
     test: int = setting(600, "held-out problems", least=0)
     max_steps: int = setting(2, "most equations in a worked answer", least=1)
+    largest_value: int = setting(20, "largest result of an equation", least=6)
     train_turned: float = setting(
         0.08, "share of training problems whose words suggest the other operation", least=0, most=1
     )
@@ -41,7 +42,8 @@ def main(config: ProblemsConfig) -> None:
     for split in SPLITS:
         size = getattr(config, split)
         turned = config.train_turned if split == "train" else config.turned
-        problems = list(islice(generate_problems(split, config.seed, config.max_steps, turned), size))
+        generator = generate_problems(split, config.seed, config.max_steps, turned, config.largest_value)
+        problems = list(islice(generator, size))
         rows = [_problem_row(problem, f"{split}-{index}") for index, problem in enumerate(problems)]
         write_rows(os.path.join(config.output_dir, f"{split}.jsonl"), rows)
         if split == "train":

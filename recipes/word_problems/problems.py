@@ -13,6 +13,7 @@ numbers told in other words, whatever their sizes and seeds.
 
 import hashlib
 import json
+import math
 import operator
 import os
 import random
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "sample", "validation", "test")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-LARGEST_VALUE = 20
 
 HE = """
 Adam Ben Carl David Eli Finn George Henry Ivan Jack Kevin Leo Mark Noah Oscar Paul Ryan Sam Tom Victor Will
@@ -109,38 +109,43 @@ class WordProblem:
         return SPLITS[digest[0] % len(SPLITS)]
 
 
-def generate_problems(split: str, seed: int, max_steps: int, turned: float = 0.0) -> Iterator[WordProblem]:
+def generate_problems(
+    split: str, seed: int, max_steps: int, turned: float = 0.0, largest_value: int = 20
+) -> Iterator[WordProblem]:
     """Endless distinct problems of one split, of one to ``max_steps`` equations; the same for the same arguments.
 
     Args:
         turned: share of problems that end in one of ``TURNED_CLOSINGS``.
+        largest_value: no equation has a larger result; at least 6.
     """
     rng = random.Random(f"{split}:{seed}")
     seen = set()
     while True:
-        problem = _draw(rng, rng.randint(1, max_steps), rng.random() < turned)
+        problem = _draw(rng, rng.randint(1, max_steps), rng.random() < turned, largest_value)
         if problem.split == split and problem.question not in seen:
             seen.add(problem.question)
             yield problem
 
 
-def _draw(rng: random.Random, num_steps: int, is_turned: bool) -> WordProblem:
+def _draw(rng: random.Random, num_steps: int, is_turned: bool, largest_value: int) -> WordProblem:
     words = _draw_words(rng)
     steps, sentences = [], []
     if rng.random() < 0.35 and not (is_turned and num_steps == 1):
-        numbers = {"a": rng.randint(2, 4), "b": rng.randint(2, 5)}
+        factor = rng.randint(2, math.isqrt(largest_value))
+        numbers = {"a": factor, "b": rng.randint(2, _largest_number("*", factor, largest_value))}
         sentences.append(rng.choice(PRODUCT_OPENINGS).format(**numbers, **words))
         value = _append_step(steps, numbers["a"], "*", numbers["b"])
     else:
-        value = rng.randint(2, 12)
+        value = rng.randint(2, min(12, largest_value - 1))
         sentences.append(rng.choice(OPENINGS).format(a=value, **words))
     ask_about_now = not is_turned and (rng.random() < 0.5 if len(steps) < num_steps else True)
     while len(steps) < num_steps:
         is_last = len(steps) == num_steps - 1
         closings = TURNED_CLOSINGS if is_turned else CLOSINGS
         phrases = closings if is_last and not ask_about_now else EVENTS
-        sign, phrase = rng.choice([(sign, phrase) for sign, phrase in phrases if _largest_number(sign, value) > 1])
-        number = rng.randint(2, _largest_number(sign, value))
+        largest = {sign: _largest_number(sign, value, largest_value) for sign in OPERATIONS}
+        sign, phrase = rng.choice([(sign, phrase) for sign, phrase in phrases if largest[sign] > 1])
+        number = rng.randint(2, largest[sign])
         sentences.append(_capitalised(phrase.format(b=number, **words)))
         value = _append_step(steps, value, sign, number)
     if ask_about_now:
@@ -156,11 +161,11 @@ def _draw_words(rng: random.Random) -> dict[str, str]:
     return {"name": name, "other": other, "he": he, "him": him, "things": rng.choice(THINGS)}
 
 
-def _largest_number(sign: str, value: int) -> int:
-    """Largest second operand that keeps the result between 1 and LARGEST_VALUE."""
+def _largest_number(sign: str, value: int, largest_value: int) -> int:
+    """Largest second operand that keeps the result between 1 and ``largest_value``."""
     if sign == "*":
-        return min(5, LARGEST_VALUE // value)
-    return min(9, value - 1 if sign == "-" else LARGEST_VALUE - value)
+        return min(5, largest_value // value)
+    return min(9, value - 1 if sign == "-" else largest_value - value)
 
 
 def _append_step(steps: list[str], left: int, sign: str, right: int) -> int:
