@@ -4,13 +4,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh
-# The tests of the sandbox need a program that only root can install.
-if ! command -v bwrap >/dev/null; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update && apt-get install -y --no-install-recommends bubblewrap libseccomp2; } >/dev/null 2>&1 || true
+# The tests of the sandbox and of the report's page need programs that only root can install.
+for wanted in "bwrap: bubblewrap libseccomp2" "chromium: chromium"; do
+  program=${wanted%%:*} packages=${wanted#*: }
+  if ! command -v "$program" >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      # shellcheck disable=SC2086
+      { apt-get update && apt-get install -y --no-install-recommends $packages; } >/dev/null 2>&1 || true
+    fi
+    command -v "$program" >/dev/null || echo "Without $program (apt-get install $packages) its tests are skipped"
   fi
-  command -v bwrap >/dev/null || echo "Without bubblewrap (apt-get install bubblewrap) the tests of the sandbox are skipped"
-fi
+done
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .

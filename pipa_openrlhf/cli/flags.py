@@ -26,6 +26,7 @@ _CONFIGS = {
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
     "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
+    "credit": "pipa_openrlhf.cli.credit:CreditConfig",
     "launch_ray": "pipa_openrlhf.distributed.ray_launch:LaunchConfig",
     "report": "pipa_openrlhf.cli.report:ReportConfig",
     "objectives": "pipa_openrlhf.cli.flags:NoConfig",

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from pipa_openrlhf.cli.entry import run
@@ -24,6 +25,7 @@ class ReportSettings:
     evaluations: Sequence[str] = setting((), "NAME=FOLDER, output folders of evaluate", nargs="+")
     runs: Sequence[str] = setting((), "NAME=FOLDER, output folders of training, with metrics.jsonl", nargs="+")
     trees: Sequence[str] = setting((), "files of --sbs.tree_dir, each a search to draw", nargs="+")
+    credit: Sequence[str] = setting((), "NAME=FILE, files of credit: tokens coloured by g and log-ratio", nargs="+")
     baseline: str | None = setting(None, "what the others are compared with; unset: the first")
     commands: str | None = setting(None, "text file with the commands that made the results")
 
@@ -56,7 +58,7 @@ def main(config: ReportConfig) -> None:
     diagnosed = {name: diagnose(rows, read_args(run_folders[name]) or {}) for name, rows in runs.items()}
     findings = {name: of_run for name, of_run in diagnosed.items() if of_run}
     rows = report.comparison(folders, baseline)
-    sections = _sections(folders, runs) + _findings(findings) + _trees(flags.trees)
+    sections = _sections(folders, runs) + _findings(findings) + _credit(flags.credit) + _trees(flags.trees)
     note = report.footnote(folders)
     page = report.html_page(flags.title, rows, note, sections, _read_text(flags.commands))
     os.makedirs(os.path.dirname(os.path.abspath(flags.output)), exist_ok=True)
@@ -108,6 +110,21 @@ def _findings(findings: "dict[str, list[Finding]]") -> list[tuple[str, str, str]
     return [("What the metrics show", findings_list(findings), note)]
 
 
+def _credit(words: Sequence[str]) -> list[tuple[str, str, str]]:
+    from pipa_openrlhf.evaluate.credit_page import by_problem, problem_html, read_credit
+
+    files = {name: read_credit(path) for name, path in _named(words, "--report.credit", "FILE").items()}
+    note = (
+        "Each token by g, the probability that it is right before it is read, and by r, its log-ratio of policy and "
+        "prior; below each step its label."
+    )
+    # Where data name no problems, their names are the prompts.
+    return [
+        (f"Answers to problem {shorten(problem, 60, placeholder=' ...')}", problem_html(answers), note)
+        for problem, answers in by_problem(files).items()
+    ]
+
+
 def _trees(paths: Sequence[str]) -> list[tuple[str, str, str]]:
     from pipa_openrlhf.evaluate.tree_page import read_tree, tree_html
 
@@ -119,12 +136,12 @@ def _trees(paths: Sequence[str]) -> list[tuple[str, str, str]]:
     return sections
 
 
-def _named(words: Sequence[str], flag: str) -> dict[str, str]:
+def _named(words: Sequence[str], flag: str, kind: str = "FOLDER") -> dict[str, str]:
     named = {}
     for word in words:
         name, separator, folder = word.partition("=")
         if not (name and separator and folder):
-            raise UserError(f"{flag} {word}: expected NAME=FOLDER")
+            raise UserError(f"{flag} {word}: expected NAME={kind}")
         if name in named:
             raise UserError(f"{flag}: the name {name} was given twice")
         named[name] = folder

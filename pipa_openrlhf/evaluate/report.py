@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.evaluate import tree_page
+from pipa_openrlhf.evaluate import credit_page, tree_page
 from pipa_openrlhf.evaluate.results import headline, mcnemar_p, read_results, read_summary, verdicts
 from pipa_openrlhf.training.diagnosis import Finding
 
@@ -82,7 +82,8 @@ def html_page(
         parts.append(f'<h2>{html.escape(heading)}</h2>{picture}<p class="note">{html.escape(words)}</p>')
     if commands:
         parts.append(f"<h2>Commands</h2><pre>{html.escape(commands)}</pre>")
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}{tree_page.STYLE}</style>'
+    style = f"<style>{_STYLE}{tree_page.STYLE}{credit_page.STYLE}</style>"
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>{style}'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 

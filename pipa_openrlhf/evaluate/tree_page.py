@@ -57,8 +57,12 @@ def tree_html(tree: dict) -> str:
 
 
 def _colour(value: float, tree: dict) -> str:
-    """Red at 0, green at 1; a mean log-prob as the probability that it is of. Grey where nothing ranked."""
+    """Of its value; a mean log-prob as the probability that it is of. Grey where nothing ranked."""
     if tree["ranked_by"] == "none":
         return "#eee"
-    share = min(1.0, math.exp(value) if tree["ranked_by"] == "logprob" else value)
+    return value_colour(min(1.0, math.exp(value) if tree["ranked_by"] == "logprob" else value))
+
+
+def value_colour(share: float) -> str:
+    """From red at 0 over yellow to green at 1."""
     return f"hsl({120 * share:.0f} 60% 80%)"
