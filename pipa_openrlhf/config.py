@@ -221,6 +221,9 @@ class CheckpointConfig:
     max_mem: int = free(int(1e8), "GB of checkpoints kept")
     load_enable: bool = free(False, "resume from the newest whole checkpoint")
     merge_lora: bool = setting(False, "export merged weights, not the adapter")
+    value_model: bool = setting(
+        False, "also export <folder>/value_model: the merged model with its value head, as vLLM serves reward models"
+    )
     overwrite: bool = free(False, "delete another run in --ckpt.output_dir first")
 
     def check(self) -> None:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from pipa_openrlhf.cli import entry
 from pipa_openrlhf.cli.flags import parse
@@ -63,6 +70,25 @@ def make_model(seed: int, vocab_size: int = 258, **overrides) -> LlamaForCausalL
         }
     )
     return LlamaForCausalLM(config).eval()
+
+
+def make_qwen(folder, seed: int = 0, **changes) -> str:
+    """A folder with a two-layer Qwen2 and a tokenizer; returns its path."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(
+        **{
+            **sizes,
+            "vocab_size": 258,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.2,
+            "eos_token_id": 257,
+            **changes,
+        }
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 def save_adapter(base_folder, folder, seed: int) -> PeftModel:

@@ -5,19 +5,15 @@ import json
 import logging
 import os
 import re
-import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-import deepspeed
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.strategy import Strategy, dtype_of
 from pipa_openrlhf.errors import UserError, first_line
@@ -27,13 +23,15 @@ from pipa_openrlhf.model.loading import (
     is_adapter,
     load_causal_lm,
     merge,
-    only_from_disk,
-    root_model,
 )
 from pipa_openrlhf.model.policy import Policy, add_lora, save_value_head
-from pipa_openrlhf.settings import flatten, settings_of, to_yaml, updated
+from pipa_openrlhf.settings import flatten, to_yaml, updated
 from pipa_openrlhf.training.checkpoint import delete_checkpoint
+from pipa_openrlhf.training.model_card import write_model_card
+from pipa_openrlhf.training.reward_model import VALUE_MODEL, check_reward_model, reward_model_bytes, save_reward_model
+from pipa_openrlhf.training.save_model import save_model
 from pipa_openrlhf.training.sharded_weights import (
+    WholeModel,
     has_adapted_embeddings,
     merged_one_by_one,
     one_by_one,
@@ -48,10 +46,6 @@ log = logging.getLogger(__name__)
 MERGED_BASE = "merged_base"
 _INTERMEDIATE = re.compile(r"global_step(\d+)_hf")
 
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
-# What merging an adapter may have changed.
-_MAY_CHANGE = ("vocab_size", "tie_word_embeddings")
-
 
 def export_model(
     folder: str,
@@ -61,7 +55,8 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     merged_base: str,
 ) -> None:
-    """Write the adapter (or full weights, or merged weights), the tokenizer and the value head to ``folder``.
+    """Write the adapter (or full weights, or merged weights), the tokenizer and the value head to ``folder``; with
+    ``--ckpt.value_model`` the value model too.
 
     Collective: parameters are gathered one at a time; of full weights one shard is kept on rank 0.
 
@@ -74,20 +69,19 @@ def export_model(
     if strategy.is_rank_0():
         os.makedirs(folder, exist_ok=True)
     lm: PreTrainedModel | PeftModel = policy.lm
-    if not isinstance(lm, PeftModel):
-        _save_whole(folder, lm, base_path, one_by_one(lm.named_parameters(), strategy))
-    elif config.ckpt.merge_lora and config.ds.zero_stage == 3 and not has_adapted_embeddings(lm):
-        # A model that no device holds alone; below ZeRO-3 there is a host's memory for it.
-        base = base_model(lm)
-        _save_whole(folder, base, base_path, merged_one_by_one(base, strategy))
-    else:
+    head = {} if policy.value_head is None else _gather(policy.value_head, strategy)
+    whole = None
+    if config.ckpt.merge_lora or config.ckpt.value_model or not isinstance(lm, PeftModel):
+        whole = _whole_model(lm, config, strategy)
+    if whole is not None and (config.ckpt.merge_lora or not isinstance(lm, PeftModel)):
+        write = partial(save_model, whole.model, read_from=base_path)
+        save_sharded(folder, whole.model, whole.weights(), write)
+    elif isinstance(lm, PeftModel):
         lm_state = _gather(lm, strategy)
         if strategy.is_rank_0():
-            if config.ckpt.merge_lora:
-                _save_merged(folder, lm, lm_state, base_path, trust_remote_code)
-            else:
-                _save_adapter(folder, lm, lm_state, base_path, merged_base, trust_remote_code)
-    head = {} if policy.value_head is None else _gather(policy.value_head, strategy)
+            _save_adapter(folder, lm, lm_state, base_path, merged_base, trust_remote_code)
+    if whole is not None and config.ckpt.value_model:
+        save_reward_model(os.path.join(folder, VALUE_MODEL), whole, head, base_path, tokenizer, strategy)
     if strategy.is_rank_0():
         tokenizer.save_pretrained(folder)
         if head:
@@ -95,17 +89,25 @@ def export_model(
     strategy.barrier()
 
 
+def _whole_model(lm: PreTrainedModel | PeftModel, config: RunConfig, strategy: Strategy) -> WholeModel:
+    """The trained language model with its adapter merged. Collective."""
+    if not isinstance(lm, PeftModel):
+        return WholeModel(lm, lambda: one_by_one(lm.named_parameters(), strategy))
+    base = base_model(lm)
+    if config.ds.zero_stage == 3 and not has_adapted_embeddings(lm):
+        # A model that no device holds alone; below ZeRO-3 there is a host's memory for it.
+        return WholeModel(base, lambda: merged_one_by_one(base, strategy))
+    lm_state = _gather(lm, strategy)
+    if not strategy.is_rank_0():
+        return WholeModel(base, lambda: ())
+    merged = _merged(lm, lm_state, config.model.path, config.model.trust_remote_code)
+    return WholeModel(merged, lambda: ((name, one.detach()) for name, one in merged.named_parameters()))
+
+
 def _gather(module: torch.nn.Module, strategy: Strategy) -> dict[str, torch.Tensor]:
     """Trained parameters, each once, on rank 0."""
     trained = ((name, one) for name, one in module.named_parameters() if one.requires_grad)
     return {name: tensor for name, tensor in one_by_one(trained, strategy) if tensor is not None}
-
-
-def _save_whole(
-    folder: str, model: PreTrainedModel, base_path: str, weights: Iterable[tuple[str, torch.Tensor | None]]
-) -> None:
-    """``weights`` as rank 0 gets them, None elsewhere. Collective."""
-    save_sharded(folder, model, weights, lambda part, some: _save_model(model, part, base_path, some))
 
 
 def _save_adapter(
@@ -123,20 +125,20 @@ def _save_adapter(
             # Under its own name only when it is whole: every export of the run belongs to it.
             unfinished = merged_base + ".unfinished"
             dtype = next(iter(lm_state.values())).dtype
-            _save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, base_path)
+            save_model(load_causal_lm(base_path, dtype, "sdpa", trust_remote_code), unfinished, read_from=base_path)
             os.rename(unfinished, merged_base)
     model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if os.path.isdir(base) else base
     model.save_pretrained(folder, state_dict=get_peft_model_state_dict(model, lm_state), save_embedding_layers=False)
 
 
-def _save_merged(
-    folder: str, model: PeftModel, lm_state: dict[str, torch.Tensor], base_path: str, trust_remote_code: bool
-) -> None:
+def _merged(
+    model: PeftModel, lm_state: dict[str, torch.Tensor], base_path: str, trust_remote_code: bool
+) -> PreTrainedModel:
     dtype = next(iter(lm_state.values())).dtype
     base = load_causal_lm(base_path, dtype, "sdpa", trust_remote_code)
     adapted = get_peft_model(base, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
     set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, lm_state))
-    _save_model(merge(adapted, "--ckpt.merge_lora"), folder, base_path)
+    return merge(adapted, "the export: --ckpt.merge_lora or --ckpt.value_model")
 
 
 def drop_old_exports(config: RunConfig) -> None:
@@ -162,43 +164,6 @@ def write_config(config: RunConfig, resolved: dict) -> None:
         json.dump(record, file, indent=2, sort_keys=True)
     with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
         file.write(to_yaml(updated(config, {secret: None, "local_rank": -1})))
-
-
-def write_model_card(config: RunConfig, objective_name: str, last: dict) -> None:
-    """``README.md``: a model card with data, command, versions and the metrics of the last step."""
-    import peft
-    import transformers
-
-    folder, base_path, data = config.ckpt.output_dir, config.model.path, config.data.dataset
-    command = command_of(config)
-    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if value is not None)
-    text = f"""---
-base_model: {base_path}
-tags: [pipa, preference-alignment, openrlhf]
----
-# {objective_name} fine-tuning of {os.path.basename(base_path.rstrip("/"))}
-
-Trained with [PIPA](https://arxiv.org/abs/2502.05773) by pipa-openrlhf {__version__}.
-
-- base model: `{base_path}`
-- data: `{data}`
-- versions: torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}, \
-deepspeed {deepspeed.__version__}
-
-Command:
-
-```bash
-{command}
-```
-
-Metrics of the last optimizer step:
-
-| metric | value |
-|---|---|
-{metrics}
-"""
-    with open(os.path.join(folder, "README.md"), "w") as file:
-        file.write(text)
 
 
 _MASTER_AND_MOMENTS = 3 * 4  # bytes of a trained parameter in a checkpoint
@@ -229,6 +194,8 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         empty = empty_causal_lm(start, dtype_of(config.ds.param_dtype), config.model.trust_remote_code)
     except Exception:  # loading the model says better what is wrong
         return
+    if config.ckpt.value_model:
+        check_reward_model(config, empty.config)
     base_bytes = sum(one.numel() * one.element_size() for one in empty.parameters())
     lora = config.ds.lora
     lm: PreTrainedModel | PeftModel = empty
@@ -241,7 +208,7 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             if exports_adapter:
                 lm.save_pretrained(trial, state_dict={}, save_embedding_layers=False)
             else:
-                _save_model(lm.unload() if isinstance(lm, PeftModel) else lm, trial, start, {})
+                save_model(lm.unload() if isinstance(lm, PeftModel) else lm, trial, {}, read_from=start)
             tokenizer.save_pretrained(trial)
     except Exception as error:  # of any library that writes a file of the export
         raise UserError(
@@ -250,6 +217,8 @@ def _try_export(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     needed = base_bytes
     if exports_adapter:
         needed = sum(one.numel() * one.element_size() for one in trained) + base_bytes * is_adapter(start)
+    if config.ckpt.value_model:
+        needed += reward_model_bytes(empty)
     checkpoint = sum(one.numel() for one in trained) * _MASTER_AND_MOMENTS if _writes_checkpoint(config) else 0
     _check_space([(output_dir, needed), (config.ckpt.folder, checkpoint)])
 
@@ -299,6 +268,7 @@ def export_step(trainer: "PreferenceTrainer") -> None:
         return
     trainer.export_to(folder, folder + ".unfinished")
     if trainer.strategy.is_rank_0():
+        write_model_card(folder + ".unfinished", trainer.config, trainer.objective.name)
         os.rename(folder + ".unfinished", folder)
         drop_old_exports(trainer.config)
 
@@ -321,78 +291,3 @@ def _check_space(needs: list[tuple[str, int]]) -> None:
                 f"{folder} has {free / 1e9:.2f} GB free, and the export and the checkpoint before it need "
                 f"{needed / 1e9:.2f} GB: make room, or give --ckpt.output_dir or --ckpt.path elsewhere"
             )
-
-
-def command_of(config: RunConfig) -> str:
-    """The command of a run: what differs from the defaults, without the wandb key and the launcher's rank."""
-    values, default = flatten(config), flatten(RunConfig(objective=type(config.objective)()))
-    module = config.objective.module
-    words = ["--objective", config.objective.flag_group] if module == "train" else []
-    for one in settings_of(config):
-        value = values[one.name]
-        if value != default[one.name] and one.name not in ("local_rank", "logger.wandb.run_name"):
-            words += one.words("<hidden>" if one.name == "logger.wandb.key" else value)
-    return f"python -m pipa_openrlhf.cli.{module} {shlex.join(words)}"
-
-
-def _save_model(
-    model: PreTrainedModel, folder: str, read_from: str, state: dict[str, torch.Tensor] | None = None
-) -> None:
-    """Write ``model`` to ``folder``.
-
-    Args:
-        read_from: the hub name, model folder or adapter folder that it was loaded from.
-        state: its weights, where they are not in ``model`` itself.
-    """
-    generation: Any = getattr(model, "generation_config", None)
-    model.generation_config = GenerationConfig()
-    try:
-        model.save_pretrained(folder, state_dict=state)
-    finally:
-        model.generation_config = generation
-    written = os.path.join(folder, _GENERATION)
-    original = _original(read_from, _GENERATION)
-    if original is not None:
-        shutil.copyfile(original, written)
-    elif os.path.isfile(written):
-        os.remove(written)  # without one, generation reads the model's config
-    original = _original(read_from, _CONFIG)
-    if original is not None and not model.is_remote_code():
-        _restore_config(model, os.path.join(folder, _CONFIG), original)
-
-
-def _original(path: str, name: str) -> str | None:
-    """The file ``name`` of the model below all adapters in ``path``; None where it has none."""
-    root, revision = root_model(path)
-    return cached_file(
-        root,
-        name,
-        revision=revision,
-        local_files_only=only_from_disk(root),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-
-
-def _restore_config(model: PreTrainedModel, path: str, original: str) -> None:
-    with open(path, encoding="utf-8") as file:
-        written = json.load(file)
-    with open(original, encoding="utf-8") as file:
-        config = json.load(file)
-    if config.get("model_type") != written["model_type"]:
-        return  # the language model of a larger one was loaded and saved alone
-    config["architectures"] = written["architectures"]
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = written["dtype"]
-    if "quantization_config" not in written:
-        config.pop("quantization_config", None)
-    read = type(model.config).from_dict(config)
-    sections = [(config, model.config, read)]
-    if isinstance(config.get("text_config"), dict):
-        sections.append((config["text_config"], model.config.get_text_config(), read.get_text_config()))
-    for section, now, then in sections:
-        for name in _MAY_CHANGE:
-            if getattr(now, name, None) != getattr(then, name, None):
-                section[name] = getattr(now, name)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(config, file, indent=2)

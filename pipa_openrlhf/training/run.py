@@ -40,9 +40,9 @@ from pipa_openrlhf.training.export import (
     export_finished,
     export_model,
     write_config,
-    write_model_card,
 )
 from pipa_openrlhf.training.identity import Start, find_start
+from pipa_openrlhf.training.model_card import write_model_card
 from pipa_openrlhf.training.records import read_metrics
 from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
 from pipa_openrlhf.training.run_lock import alone_in
@@ -232,7 +232,7 @@ def _fit(trainer: PreferenceTrainer, start: Start, objective: Objective, folders
     last = trainer.fit()
     export_finished(trainer)
     if strategy.is_rank_0():
-        write_model_card(config, objective.name, last)
+        write_model_card(config.ckpt.output_dir, config, objective.name, last)
         write_config(config, {**resolved, "finished": True})
         drop_rescue(config, trainer.position.step)
         for folder in folders:

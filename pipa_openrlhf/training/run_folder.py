@@ -28,6 +28,9 @@ _EXPORTED = (
         "value_head.safetensors",
         "value_head_config.json",
         "merged_base*/*",
+        "value_model/*",
+        "value_model/.export_parts/*",
+        "value_model/.export_parts/model/*",
         ".export_*/*",
         ".export_parts/model/*",
     ),
@@ -37,6 +40,7 @@ _CHECKPOINTS = (
     *("global_step[0-9]*/*", "global_step[0-9]*/*/*"),
     # Of an export that was cut off; a star takes no name with a dot.
     *("global_step[0-9]*/.export_*/*", "global_step[0-9]*/.export_parts/model/*"),
+    *("global_step[0-9]*/value_model/.export_*/*", "global_step[0-9]*/value_model/.export_parts/model/*"),
 )
 
 

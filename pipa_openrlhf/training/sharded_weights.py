@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -12,6 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pipa_openrlhf.distributed.strategy import Strategy
@@ -21,9 +23,21 @@ SHARD_BYTES = 5_000_000_000
 _PARTS = ".export_parts"
 _LAYER = re.compile(r".*?\.\d+\.")  # as in model.layers.31.mlp.up_proj.weight
 
-
 # Writes a model with no weights but these to a folder.
 Save = Callable[[str, dict[str, torch.Tensor]], None]
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """A language model with its adapter, if it was trained with one, in its weights.
+
+    Attributes:
+        model: has the config, the names of the parameters and the buffers.
+        weights: makes the weights by name, once a call, as rank 0 gets them, None elsewhere. Collective.
+    """
+
+    model: PreTrainedModel
+    weights: Callable[[], Iterable[tuple[str, torch.Tensor | None]]]
 
 
 def one_by_one(

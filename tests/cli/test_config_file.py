@@ -16,7 +16,7 @@ from pipa_openrlhf.objectives.kto import KtoConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
 from pipa_openrlhf.objectives.table import FAMILIES
 from pipa_openrlhf.settings import flatten, to_yaml, updated
-from pipa_openrlhf.training.export import command_of
+from pipa_openrlhf.training.model_card import command_of
 from pipa_openrlhf.training.run import train
 
 

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from reference import value_logits
 from safetensors.torch import load_file
-from tiny import make_model, make_tokenizer, read_jsonl, save_adapter, train
+from tiny import make_model, make_qwen, make_tokenizer, read_jsonl, save_adapter, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pipa_openrlhf
@@ -200,9 +200,13 @@ def test_bf16(trained, tiny_models, changes):
     torch.testing.assert_close(log_probs(model), seen["log_f"], rtol=0.05, atol=0.1)
 
 
-@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "changes", [{}, LORA, {**LORA, "ckpt.value_model": True}], ids=["full", "lora", "value model"]
+)
 def test_stage_three_on_two_ranks_exports_the_same(small_run, two_ranks, tmp_path, changes):
     changes = {**changes, "ckpt.save_steps": None, "adam.lr": 1e-3}
+    if "ckpt.value_model" in changes:
+        changes["model.model_name_or_path"] = make_qwen(tmp_path / "qwen")
     train("train_pipa", *small_run("two", **{**changes, "ds.zero_stage": 2}))
     result = two_ranks("train_pipa", *small_run("three", **{**changes, "ds.zero_stage": 3}))
     assert result.returncode == 0, result.stderr[-2000:]
@@ -271,6 +275,7 @@ def test_checkpoints_hold_no_pickle(small_run, tmp_path):
         ".safetensors",
         ".json",
         ".jinja",
+        ".md",
     }
 
 

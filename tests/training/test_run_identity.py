@@ -77,6 +77,7 @@ OTHER: dict[str, tuple[object, dict]] = {
     "train.batch_size": (5, {}),
     "train.group_by_length": ("false", {"train.group_by_length": "true"}),
     "ckpt.merge_lora": (True, {}),
+    "ckpt.value_model": (True, {}),
     "pipa.variant": ("n", {}),
     "pipa.loss_reduction": ("token_mean", {}),
     "pipa.clip_eps": (1e-6, {}),
