@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipa_openrlhf.annotate.equations import equation_value
 from pipa_openrlhf.evaluate.grading import extract_answer, parse_number
 from pipa_openrlhf.generate.problems import Problem, read_problems
 from pipa_openrlhf.generate.sampling import SamplingSettings, plan_batches, sample_batches
-from recipes.word_problems.steps import equation_value
 
 ITERATIONS, CHILDREN, MOST_STEPS, EXPLORATION = 40, 5, 8, 1.5
 PATHS = 8  # of a tree, at most half of them right

@@ -10,9 +10,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 HEADER = """# Flags
 
 Every flag of every module, a column a module. The settings themselves are dataclasses, in `pipa_openrlhf/config.py`,
-`pipa_openrlhf/data/config.py`, `pipa_openrlhf/generate/config.py` and beside each loss in `pipa_openrlhf/objectives/`;
-this page is written by `python scripts/make_flags_page.py`. The `train_*` modules take every flag of OpenRLHF's
-`train_dpo` with its meaning and default; the exceptions are in [method.md](method.md#where-we-differ-from-openrlhf).
+the `config.py` of `pipa_openrlhf/data/`, `generate/` and `annotate/`, and beside each loss in
+`pipa_openrlhf/objectives/`; this page is written by `python scripts/make_flags_page.py`. The `train_*` modules take
+every flag of OpenRLHF's `train_dpo` with its meaning and default; the exceptions are in
+[method.md](method.md#where-we-differ-from-openrlhf).
 `train` takes the flags of the family that `--objective` names, here PIPA's.
 
 """

@@ -25,6 +25,7 @@ _CONFIGS = {
     "prepare_alphamath": "pipa_openrlhf.cli.prepare_alphamath:PrepareConfig",
     "sample": "pipa_openrlhf.generate.config:SampleConfig",
     "evaluate": "pipa_openrlhf.generate.config:EvaluateConfig",
+    "annotate": "pipa_openrlhf.annotate.config:AnnotateConfig",
     "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
     "credit": "pipa_openrlhf.cli.credit:CreditConfig",
     "launch_ray": "pipa_openrlhf.distributed.ray_launch:LaunchConfig",

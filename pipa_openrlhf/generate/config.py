@@ -16,7 +16,8 @@ from pipa_openrlhf.settings import check_bounds, setting, unescaped
 FEW_SHOT_FLAG = "--prompt.few_shot"
 
 
-def _required(value: str | None, flag: str) -> str:
+def required(value: str | None, flag: str) -> str:
+    """``value``. Raises UserError where it is None."""
     if value is None:
         raise UserError(f"{flag} is required")
     return value
@@ -35,7 +36,7 @@ class ProblemsConfig:
     @property
     def path(self) -> str:
         """Raises UserError where no file is given."""
-        return _required(self.file, "--problems.file")
+        return required(self.file, "--problems.file")
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,36 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """A model, a file of problems, and how prompts are written."""
+class WriterConfig:
+    """A model, and how prompts are written for it."""
 
     model: ModelSource = field(default_factory=ModelSource)
     ds: NumericsConfig = field(default_factory=NumericsConfig)
     data: TemplateConfig = field(default_factory=TemplateConfig)
     train: SeedConfig = field(default_factory=SeedConfig)
-    problems: ProblemsConfig = field(default_factory=ProblemsConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     use_ms: bool = setting(False, "download from ModelScope")
     local_rank: int = setting(-1, "set by the deepspeed launcher")
 
     def check(self) -> None:
         """Raises UserError."""
-        _required(self.problems.file, "--problems.file")
         check_bounds(self)
         self.data.check()
         self.prompt.check(self.data)
         check_downloads(self.use_ms)
         check_model_path(self.model.path, MODEL_FLAG)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(WriterConfig):
+    """A file of problems too."""
+
+    problems: ProblemsConfig = field(default_factory=ProblemsConfig)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        required(self.problems.file, "--problems.file")
+        super().check()
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class SampleSettings:
     @property
     def path(self) -> str:
         """Raises UserError where no output is given."""
-        return _required(self.output, "--sample.output")
+        return required(self.output, "--sample.output")
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class SampleConfig(GenerateConfig):
 
     def check(self) -> None:
         """Raises UserError."""
-        _required(self.sample.output, "--sample.output")
+        required(self.sample.output, "--sample.output")
         super().check()
 
 
@@ -144,7 +155,7 @@ class EvaluateSettings:
     @property
     def folder(self) -> str:
         """Raises UserError where no output folder is given."""
-        return _required(self.output_dir, "--evaluate.output_dir")
+        return required(self.output_dir, "--evaluate.output_dir")
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,7 @@ class EvaluateConfig(GenerateConfig):
 
     def check(self) -> None:
         """Raises UserError."""
-        _required(self.evaluate.output_dir, "--evaluate.output_dir")
+        required(self.evaluate.output_dir, "--evaluate.output_dir")
         super().check()
         if self.evaluate.value_head is not None and not self.uses_head:
             raise UserError("--evaluate.value_head is for --evaluate.decode sample, or sbs with --sbs.value head")

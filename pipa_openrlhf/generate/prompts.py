@@ -8,7 +8,7 @@ from pipa_openrlhf.data.render import apply_template
 from pipa_openrlhf.data.special_text import NOT_AS_TEXT, is_shielded, special_text
 from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.generate.config import FEW_SHOT_FLAG, GenerateConfig
+from pipa_openrlhf.generate.config import FEW_SHOT_FLAG, WriterConfig
 from pipa_openrlhf.generate.problems import Problem, question_of, read_rows
 
 ALPHAMATH_TEMPLATE = "<question> {} </question>\n"
@@ -19,7 +19,7 @@ _Example = tuple[str, str]
 
 
 def write_prompts(
-    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, config: GenerateConfig
+    problems: list[Problem], tokenizer: PreTrainedTokenizerBase, config: WriterConfig
 ) -> tuple[list[str], str | None]:
     """The prompts, shielded as ``special_text.py`` says, and the text that begins another problem.
 

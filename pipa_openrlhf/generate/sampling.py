@@ -19,7 +19,7 @@ from pipa_openrlhf.data.render import use_chat_template
 from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.distributed.strategy import device, dtype_of, slow_dtype_hint
 from pipa_openrlhf.evaluate.grading import grader_name
-from pipa_openrlhf.generate.config import GenerateConfig
+from pipa_openrlhf.generate.config import GenerateConfig, WriterConfig
 from pipa_openrlhf.generate.drawing import DrawToken
 from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, read_problems
 from pipa_openrlhf.generate.prompts import write_prompts
@@ -193,7 +193,15 @@ MakeRows = Callable[[list[tuple[Problem, list[Answer]]]], list[list[dict]]]
 
 @dataclass(frozen=True)
 class Job:
-    config: GenerateConfig
+    """Problems that a model is to answer.
+
+    Attributes:
+        source: where the problems are from.
+        prompts: of the problems, shielded as ``special_text.py`` says.
+    """
+
+    config: WriterConfig
+    source: str
     problems: list[Problem]
     prompts: list[str]
     tokenizer: PreTrainedTokenizerBase
@@ -206,7 +214,7 @@ class Job:
             "model": config.model.path,
             "weights": weights_id(config.model.path, user_cache_dir("prior")),
             "dtype": config.ds.param_dtype,
-            "problems": config.problems.path,
+            "problems": self.source,
             "num_problems": len(self.problems),
             "problems_sha256": digest_of(self.problems),
             "grader": grader_name(),
@@ -237,7 +245,19 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     config.check()
     if config.use_ms:
         use_modelscope()
-    problems = read_problems(config.problems.path, config.problems.max, config.problems.split, config.use_ms)
+    path = config.problems.path
+    problems = read_problems(path, config.problems.max, config.problems.split, config.use_ms)
+    tokenizer = load_writer(config)
+    prompts, stop = write_prompts(problems, tokenizer, config)
+    return Job(config, path, problems, prompts, tokenizer, replace(sampling, stop=stop))
+
+
+def load_writer(config: WriterConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that writes prompts, with the chat template that the flags name.
+
+    Raises:
+        UserError: there is none, or the template cannot be used.
+    """
     tokenizer = load_tokenizer(
         config.model.path,
         use_fast=not config.data.disable_fast_tokenizer,
@@ -246,8 +266,7 @@ def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
     )
     if config.data.apply_chat_template:
         use_chat_template(tokenizer, config.data.tokenizer_chat_template)
-    prompts, stop = write_prompts(problems, tokenizer, config)
-    return Job(config, problems, prompts, tokenizer, replace(sampling, stop=stop))
+    return tokenizer
 
 
 def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str, decode: Decode = sample_batches) -> None:

@@ -14,13 +14,15 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
+from pipa_openrlhf.annotate.answers import split_steps
+from pipa_openrlhf.annotate.equations import equation_value
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.data.json_rows import read_json_rows
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.problems import Problem, read_problems
 from pipa_openrlhf.settings import setting
 from recipes.word_problems.problems import write_rows
-from recipes.word_problems.steps import equation_value, label_steps, label_words, split_steps, split_words
+from recipes.word_problems.steps import label_steps, label_words, split_words
 
 
 @dataclass(frozen=True)

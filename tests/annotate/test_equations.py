@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.word_problems.steps import equation_value
+from pipa_openrlhf.annotate.equations import equation_value, equations_hold
 
 PLAIN = [
     ("12 + 7 = 19", 19),
@@ -203,3 +203,75 @@ def test_layout_and_spelling_change_no_verdict(left, sign, right, error, spellin
 def test_any_text_is_read_without_an_error(text):
     value = equation_value(text)
     assert value is None or isinstance(value, Fraction)
+
+
+HOLDS = [
+    "10 / 3 = 3.33",
+    "10 / 3 = 3.3 km",
+    "2 / 3 = 0.66",  # cut off
+    "0.33 = 1 / 3",
+    "3 + 4 = 7, so 7 * 2 = 14",
+    "x = 3 * 4 = 12",
+    "2^3 = 8 and 3 * 4 = 12",  # the first is not read
+]
+FALSE = [
+    "12 + 7 = 20",
+    "3 + 4 = 8, so 3 * 4 = 12",  # one false equation is enough
+    "3 * 4 = 12 and 12 + 1 = 14",
+    "10 / 3 = 3",
+    "10 / 3 = 3.4",
+    "2 * 3.5 = 8",
+    "3 * 4 = 12 + 5 = 17",
+    "20 = 4 * 4",
+    "10 / 3 = 3.34",  # neither rounded nor cut off
+    "5 - 8.5 = 3.5",
+]
+UNTOLD = [
+    "So Tom has 57 apples.",
+    "#### 57",
+    "",
+    "2^3 = 9",
+    "x = 5",
+    "x - 3 = 5",
+    "20% of 50 = 11",
+    "1.5 hours = 90 minutes",
+    "1 = 100 cents",
+    "1 / 2 = 50%",
+    "7 / 2 = 3 remainder 1",
+    "7 / 2 = 3 R1",
+    "1 + 1 = 3%",
+    "7 / 2 = 3 1/2",
+    "3.33 * 3 = 10",
+    "f(2) = 3",
+    "5 apples + 3 apples = 9 apples",
+    "1 / 0 = 0",
+    "9" * 5000 + " + 1 = " + "9" * 5000,
+]
+
+
+@pytest.mark.parametrize(
+    "step, verdict",
+    [(step, True) for step in HOLDS + [one.replace("@", "12") for one in LAID_OUT]]
+    + [(step, False) for step in FALSE + [one.replace("@", "13") for one in LAID_OUT]]
+    + [(step, None) for step in UNTOLD],
+    ids=lambda value: str(value)[:25],
+)
+def test_whether_the_equations_of_a_step_hold(step, verdict):
+    assert equations_hold(step) is verdict
+
+
+@given(NUMBERS, st.sampled_from("+-*/"), NUMBERS, st.integers(-3, 3), SPELLINGS, MARKS, PHRASES, MARKERS)
+def test_a_mistake_is_found_in_every_layout(left, sign, right, error, spellings, marks, phrase, marker):
+    if sign == "/":
+        left *= right
+    exact = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
+    step = marker.format(phrase.format(marks.format(f"{left} {spellings[sign]} {right} = {exact + error}")))
+    assert equations_hold(step) is (error == 0)
+
+
+@given(st.text(alphabet="0123456789+-*/=().,$%^x \\n*_×", max_size=30))
+def test_an_equation_that_has_a_value_is_never_called_false_alone(text):
+    verdict = equations_hold(text)
+    assert verdict in (True, False, None)
+    if text.count("=") == 1 and equation_value(text) is not None:
+        assert verdict is True

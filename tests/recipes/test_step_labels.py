@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.word_problems.steps import label_steps, label_words, split_steps, split_words
+from pipa_openrlhf.annotate.answers import split_steps
+from recipes.word_problems.steps import label_steps, label_words, split_words
 
 GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
 

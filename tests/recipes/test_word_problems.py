@@ -6,11 +6,11 @@ from itertools import islice
 
 import pytest
 
+from pipa_openrlhf.annotate.equations import equation_value
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.evaluate.grading import extract_answer
 from recipes.word_problems.make_problems import ProblemsConfig, main
 from recipes.word_problems.problems import SPLITS, TURNED_CLOSINGS, generate_problems
-from recipes.word_problems.steps import equation_value
 
 
 def read_jsonl(path):

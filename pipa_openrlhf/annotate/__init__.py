@@ -1,0 +1,1 @@
+"""Labels of the steps of sampled answers."""
