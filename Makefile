@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 WORKERS ?= auto
 
-.PHONY: quick test docs lock format
+.PHONY: quick test docs site lock format
 
 quick: ## style, types, and every test that trains nothing
 	ruff check .
@@ -20,6 +20,9 @@ test: ## everything
 docs: ## the pages that are written by a program
 	python scripts/make_flags_page.py
 	python scripts/make_layouts_table.py
+
+site: ## all pages as HTML, in site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 lock: ## constraints.txt, from what is installed in .venv
 	python scripts/lock.py

@@ -48,7 +48,7 @@ else
   pip install -q --no-build-isolation flash-attn==2.8.3
   pip install -q openrlhf==0.11.2
 fi
-pip install -q --no-build-isolation ${constraints[@]+"${constraints[@]}"} -e ".[dev,quickstart,ray,judge]"
+pip install -q --no-build-isolation ${constraints[@]+"${constraints[@]}"} -e ".[dev,docs,quickstart,ray,judge]"
 
 .venv/bin/python -c "import pipa_openrlhf.distributed.upstream" >/dev/null \
   || { echo "error: the installed package does not import; delete .venv and run again" >&2; exit 1; }

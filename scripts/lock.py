@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "constraints.txt"
-EXTRAS = ("dev", "quickstart", "ray", "judge")
+EXTRAS = ("dev", "docs", "quickstart", "ray", "judge")
 # pip's own tools, and ourselves.
 LEFT_OUT = {"pip", "setuptools", "wheel", "pipa-openrlhf"}
 HEADER = """\
@@ -27,7 +27,7 @@ HEADER = """\
 
 
 def roots() -> list[Requirement]:
-    """What scripts/install.sh asks pip for: ours with four extras, and what OpenRLHF needs when it runs."""
+    """What scripts/install.sh asks pip for: ours with its extras, and what OpenRLHF needs when it runs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     words = [*project["dependencies"], *(ROOT / "scripts" / "openrlhf_runtime.txt").read_text().splitlines()]
     for extra in EXTRAS:
