@@ -17,7 +17,7 @@ _PLACES = re.compile(r"\{(question|steps|reference)\}")
 _NEEDED = ("question", "steps")
 _NO_REFERENCE = "not known"
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_VERDICT = re.compile(r"first wrong step[^\w-]*(none|no\b|-1|\d+)", re.IGNORECASE)
+_VERDICT = re.compile(r"first wrong step[^\w-]*(?:no\. ?)?(none|no\b|-1|\d+)", re.IGNORECASE)
 # So many answers without a verdict, one after another, say that something is wrong with the endpoint or the prompt.
 _MOST_FAILURES = 20
 

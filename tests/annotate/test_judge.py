@@ -297,6 +297,8 @@ def test_ctrl_c_loses_nothing_that_came(serve, judge_flags, tmp_path):
         ("First wrong step:", None),
         ("The first step is wrong", None),
         ("", None),
+        ("First wrong step: No. 2", 1),
+        ("First wrong step: no.", -1),
     ],
 )
 def test_what_a_reply_says(reply, first_error):
