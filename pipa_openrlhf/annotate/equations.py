@@ -9,7 +9,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 _LONGEST_EXPRESSION = 60  # tokens
-_NO_PLAIN_RESULT = re.compile(r"%|percent|r\d*|rem|remainder")  # after the right-hand side
+# After a right-hand side that is no plain result, and before a left-hand side that is part of a larger one.
+_NO_PLAIN_RESULT = re.compile(r"%|percent|cents?|¢|r\d*|rem|remainder")
+_JOINING = re.compile(r"of|x|times|plus|minus|over|by")
+_MIXED_NUMBER = re.compile(r"(?<=\d) and (?=\(?\d+/\d)")
 _ROUNDING = Fraction(1, 100)  # relative
 _SIGNS: dict[type, Callable[[Fraction], Fraction]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
@@ -33,9 +36,9 @@ _MARKER = re.compile(
 _SPELLINGS = (
     (re.compile(r"\\times(?![a-zA-Z])|\\cdot(?![a-zA-Z])|[×✕✖·⋅∙]"), "*"),
     (re.compile(r"\\div(?![a-zA-Z])|[÷∕⁄]"), "/"),
-    (re.compile(r"−|(?<=[\d)])\s*–\s*(?=[\d(])"), "-"),
-    (re.compile(r"(?<=\d)\s*[xX]\s*(?=\d)"), "*"),
     (re.compile(r"(?<![\d)])\\?\$(?=[\d.])"), ""),  # dollars
+    (re.compile(r"−|(?<=[\d)])\s*–\s*(?=[\d(])"), "-"),
+    (re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])"), "*"),
     (re.compile(r"\\?\$|\\[()\[\],;:!]|`"), " "),  # the ends of mathematics and of code
 )
 _TOKEN = re.compile(
@@ -59,13 +62,13 @@ class _Token(NamedTuple):
 class _Side(NamedTuple):
     """One side of an equals sign: its value, None where it cannot be told. ``whole``: nothing else stands there.
 
-    ``run``: the tokens of the value; ``after``: the one that follows it on the right-hand side, in small letters.
+    ``run``: the tokens of the value; ``next``: the one before them on the left, the one after them on the right.
     """
 
     value: Fraction | None
     whole: bool
     run: tuple[_Token, ...] = ()
-    after: str = ""
+    next: _Token | None = None
 
     @property
     def decimals(self) -> int:
@@ -112,7 +115,7 @@ def equations_hold(step: str) -> bool | None:
     (powers, unknowns, units before the sign), a number equal to another number (``1.5 h = 90 min``), a per cent, a
     remainder, and numbers that rounding before may explain (``3.33 * 3 = 10``).
     """
-    sections = _split_at_equals(_tokens(_plain(step)))
+    sections = _split_at_equals(_tokens(_MIXED_NUMBER.sub(" ", _plain(step))))
     verdicts = [_equation_holds(left, right) for left, right in pairwise(sections)]
     if False in verdicts:
         return False
@@ -126,10 +129,24 @@ def _equation_holds(left_section: list[_Token], right_section: list[_Token]) -> 
     error = abs(left.value - right.value)
     if error == 0 or left.is_rounded(right.value) or right.is_rounded(left.value):
         return True
-    if (left.is_number and right.is_number) or _NO_PLAIN_RESULT.fullmatch(right.after):
+    if (left.is_number and right.is_number) or _is_part(left, right):
         return None
     is_rounded = left.decimals or right.decimals
     return None if is_rounded and error < _ROUNDING * max(abs(left.value), abs(right.value)) else False
+
+
+def _is_part(left: _Side, right: _Side) -> bool:
+    """Whether a side may be a part of what stands there: ``x + 4 =``, ``half of (3 + 5) =``, ``= 5A``, ``3 / 1/4``."""
+    before, after = left.next, right.next
+    if before is not None:
+        word = before.text.lower()
+        if _JOINING.fullmatch(word) or (left.run[0].text in "+-*/" and (before.kind == "word" or word == ")")):
+            return True
+    if after is not None:
+        is_unknown = len(after.text) == 1 and after.kind == "word" and after.start == right.run[-1].end
+        if is_unknown or _NO_PLAIN_RESULT.fullmatch(after.text.lower()):
+            return True
+    return any(re.search(r"/ \S+ /", " ".join(one.text for one in side.run)) for side in (left, right))
 
 
 def _plain(step: str) -> str:
@@ -169,7 +186,7 @@ def _last_expression(section: list[_Token]) -> _Side | None:
     is_call = run[0].text == "(" and before is not None and before.end == run[0].start
     if before is not None and (before.kind == "foreign" or (follows_word and (is_dash or is_call))):
         return _Side(None, False)  # "2^3 = ", "x - 3 = ", "f(2) = "
-    return _Side(_evaluate(run), before is None, tuple(run))
+    return _Side(_evaluate(run), before is None, tuple(run), before)
 
 
 def _first_expression(section: list[_Token]) -> _Side | None:
@@ -186,7 +203,7 @@ def _first_expression(section: list[_Token]) -> _Side | None:
     after = section[len(run)] if len(run) < len(section) else None
     if after is not None and (after.kind == "foreign" or (after.text == "(" and after.start == run[-1].end)):
         return _Side(None, False)
-    return _Side(_evaluate(run), after is None, tuple(run), "" if after is None else after.text.lower())
+    return _Side(_evaluate(run), after is None, tuple(run), after)
 
 
 def _arithmetic_at_start(tokens: list[_Token], opening: str) -> list[_Token]:
