@@ -21,7 +21,9 @@ from pipa_openrlhf.model.loading import load_causal_lm, load_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent / "pipa_openrlhf"
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "ftplib", "smtplib", "socketserver"}
+NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "ftplib", "smtplib", "socketserver", "openai"}
+# The only file that asks an endpoint: that of --judge.base_url.
+ASKS = "annotate/endpoint.py"
 # The only files that run a Python file which is named by a flag: --pipa.objective_module and --data.layout_module.
 RUN_FILES = {"objectives/table.py", "data/layouts/__init__.py"}
 # What runs code that a model wrote. It is started in the sandbox of --sbs.execute_code.
@@ -35,7 +37,9 @@ def breaches(source: str, name: str = "x.py") -> list[str]:
 
 def _breaches(node: ast.AST, name: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
-        yield from (f"import {one.name}" for one in node.names if one.name.split(".")[0] in UNPICKLERS | NETWORK)
+        allowed = {"openai"} if name == ASKS else set()
+        forbidden = (UNPICKLERS | NETWORK) - allowed
+        yield from (f"import {one.name}" for one in node.names if one.name.split(".")[0] in forbidden)
     if isinstance(node, ast.ImportFrom) and node.level == 0:
         imported = {one.name for one in node.names}
         if str(node.module).split(".")[0] in UNPICKLERS | NETWORK and imported != {"UnpicklingError"}:
@@ -93,7 +97,7 @@ def test_the_package_keeps_the_rules():
     assert len(files) > 80
     names = [path.relative_to(PACKAGE).as_posix() for path in files]
     assert [one for path, name in zip(files, names) for one in breaches(path.read_text(), name)] == []
-    assert set(names) >= RUN_FILES | {INSIDE}
+    assert set(names) >= RUN_FILES | {INSIDE, ASKS}
 
 
 class Evil:

@@ -169,7 +169,7 @@ def _summary(rows: list[dict], answers: "list[SampledAnswer]") -> str:
     for row in rows:
         is_right = known[row["problem_id"], row["sample"]].is_right
         found = row["first_error"] >= 0
-        counts["a wrong step"] += found
+        counts["with a wrong step"] += found
         counts["of them right by their result"] += found and is_right is True
         counts["wrong by their result without one"] += not found and is_right is False
     return f"{len(rows)} of {len(answers)} answers, " + ", ".join(f"{count} {what}" for what, count in counts.items())

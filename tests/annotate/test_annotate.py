@@ -64,7 +64,8 @@ def test_by_rule(annotate, tmp_path, capsys):
     assert {row["annotator"] for row in rows} == {"rule"}
     out = capsys.readouterr().out
     assert (
-        "5 of 5 answers, 1 a wrong step, 0 of them right by their result, 3 wrong by their result without one" in out
+        "5 of 5 answers, 1 with a wrong step, 0 of them right by their result, 3 wrong by their result without one"
+        in out
     )
     assert run_in_process("inspect_data", *inspect_flags(tmp_path)) == 0
     assert "answers   5 read, 5 used, of 2 problems" in capsys.readouterr().out
