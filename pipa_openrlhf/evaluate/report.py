@@ -3,6 +3,7 @@
 import html
 import io
 import math
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -118,24 +119,48 @@ matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 10, "axes.spine
 matplotlib.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"})
 
 
+class Point(NamedTuple):
+    """An accuracy with its 95 % interval, at ``x``."""
+
+    x: int
+    value: float
+    low: float
+    high: float
+
+
 def accuracy_bars(summaries: dict[str, dict]) -> str:
     """One bar a model, with its 95 % interval."""
     figure, axes = _figure(1)
     scores = [headline(summary) for summary in summaries.values()]
-    low_high = [score["interval_95"] for score in scores]
-    heights = [100 * score["value"] for score in scores]
-    errors = [
-        [height - 100 * low for height, (low, _) in zip(heights, low_high)],
-        [100 * high - height for height, (_, high) in zip(heights, low_high)],
-    ]
+    points = [Point(0, score["value"], *score["interval_95"]) for score in scores]
+    heights = [100 * one.value for one in points]
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(heights))]
-    axes[0].bar(list(summaries), heights, yerr=errors, capsize=5, color=colours, width=0.6, zorder=2)
-    for index, (height, (_, high)) in enumerate(zip(heights, low_high)):
-        axes[0].annotate(f"{height:.1f}", (index, 100 * high), (0, 4), textcoords="offset points", ha="center")
+    axes[0].bar(list(summaries), heights, yerr=_errors(points), capsize=5, color=colours, width=0.6, zorder=2)
+    for index, one in enumerate(points):
+        place = (index, 100 * one.high)
+        axes[0].annotate(f"{100 * one.value:.1f}", place, (0, 4), textcoords="offset points", ha="center")
     axes[0].set_ylabel("accuracy, %")
-    axes[0].set_ylim(0, min(108, 12 + max(100 * high for _, high in low_high)))
+    axes[0].set_ylim(0, min(108, 12 + max(100 * one.high for one in points)))
     axes[0].grid(axis="x", visible=False)
     return _svg(figure)
+
+
+def accuracy_curves(curves: dict[str, list[Point]], x_label: str) -> str:
+    """Accuracy against something that grows, with 95 % intervals, one curve a name."""
+    figure, axes = _figure(1)
+    for index, (name, points) in enumerate(curves.items()):
+        heights = [100 * one.value for one in points]
+        colour, places = COLOURS[index + 1], [one.x for one in points]
+        axes[0].errorbar(places, heights, _errors(points), fmt="o-", color=colour, capsize=4, label=name)
+    axes[0].set(xlabel=x_label, ylabel="accuracy, %")
+    axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def _errors(points: list[Point]) -> list[list[float]]:
+    """Below and above, in percent. At an accuracy of 0 or 1 rounding may leave the interval just beside it."""
+    below = [max(0.0, 100 * (one.value - one.low)) for one in points]
+    return [below, [max(0.0, 100 * (one.high - one.value)) for one in points]]
 
 
 def value_likelihood(runs: dict[str, list[dict]]) -> str:

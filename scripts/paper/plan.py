@@ -23,10 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from pipa_openrlhf.cli.flags import parse  # noqa: E402
 from pipa_openrlhf.config import RunConfig  # noqa: E402
 from pipa_openrlhf.errors import UserError  # noqa: E402
-from pipa_openrlhf.generate.config import EvaluateConfig  # noqa: E402
+from pipa_openrlhf.generate.config import EvaluateConfig, SampleConfig  # noqa: E402
 from pipa_openrlhf.settings import updated  # noqa: E402
+from recipes.one_pair import PairsConfig  # noqa: E402
 
 PREFIX = "pipa_openrlhf.cli."
+PAIRS = "recipes.one_pair"
 MODELS = {"deepseek": "DeepSeek-Math-7B", "qwen": "Qwen2.5-Math-7B"}  # by a part of the name
 LENGTH = 2048  # of the sequences whose memory and FLOPs are counted
 # Assumed until prepare_alphamath has counted: the published file has 215 MB, of which this share is prompts and
@@ -34,7 +36,9 @@ LENGTH = 2048  # of the sequences whose memory and FLOPs are counted
 RAW_CHARACTERS, TEXT_SHARE, RIGHT_SHARE, PAIRED_SHARE = 215e6, 0.85, 0.4, 0.6
 CHARACTERS_A_TOKEN = 3.0  # mathematics and code
 PROBLEMS = {"gsm8k": 1319, "math": 5000}
-# Of evaluation: what the longest of a batch of answers is like, and the time of a token of a batch.
+# Assumed of answers that a model samples: their length with the prompt; problems that have right and wrong ones.
+TOKENS_AN_ANSWER, MIXED_SHARE = 350, 0.5
+# Of generation: what the longest of a batch of answers is like, and the time of a token of a batch.
 TOKENS_A_BATCH, SECONDS_A_TOKEN = 1024, 0.04
 
 
@@ -57,12 +61,14 @@ class Plan:
 
     Attributes:
         outputs: folders that they make.
+        sampled: problems and answers in a file that a command makes.
         base: of a folder that they make, the released model that it comes from.
         scored: prior, data and pairing whose log-probs are in the cache by then.
     """
 
     machine: Machine
     outputs: set[str] = field(default_factory=set)
+    sampled: dict[str, tuple[float, float]] = field(default_factory=dict)
     base: dict[str, str] = field(default_factory=dict)
     scored: set[tuple] = field(default_factory=set)
     hours: float = 0.0
@@ -74,12 +80,16 @@ class Plan:
             UserError: it would be refused, or needs what no command before it makes.
         """
         words = shlex.split(line)
+        if PAIRS in words:
+            return self._pairs(parse(PairsConfig, words[words.index(PAIRS) + 1 :]))
         place = next(index for index, word in enumerate(words) if word.startswith(PREFIX))
         config = parse(words[place].removeprefix(PREFIX), words[place + 1 :])
         if isinstance(config, RunConfig):
             return self._training(config)
         if isinstance(config, EvaluateConfig):
             return self._evaluation(config)
+        if isinstance(config, SampleConfig):
+            return self._sampling(config)
         config.check()
         self.outputs.add(config.output_dir)
         return "reads and writes the data"
@@ -87,7 +97,7 @@ class Plan:
     def _training(self, config: RunConfig) -> str:
         self._check(config, ("model.model_name_or_path", "prior.model_name_or_path"))
         folder = os.path.dirname(str(config.data.dataset))
-        if folder not in self.outputs and not os.path.exists(folder):
+        if not ({folder, config.data.dataset} & (self.outputs | self.sampled.keys()) or os.path.exists(folder)):
             raise UserError(f"--data.dataset {config.data.dataset}: no command before makes it")
         start, output = config.model.path, config.ckpt.output_dir
         self.outputs.add(output)
@@ -95,7 +105,8 @@ class Plan:
         model = _model_of(self.base[output])
         if model is None:
             return "no estimate: not a model of the paper"
-        tokens = _tokens(config, folder)
+        _, answers = self.sampled.get(str(config.data.dataset), (0, 0))
+        tokens = answers * TOKENS_AN_ANSWER or _tokens(config, folder)
         costs = flops_a_token(model)
         flops = config.train.max_epochs * tokens * costs["step"]
         is_kto = config.objective.flag_group == "kto"
@@ -125,10 +136,29 @@ class Plan:
         name = config.evaluate.folder.rsplit("_", 1)[-1]
         problems = PROBLEMS.get(name, 0)
         beams = config.sbs.beams * config.sbs.samples if config.evaluate.decode == "sbs" else 1
-        batches = -(-problems * beams // config.evaluate.batch_size)
-        hours = batches * TOKENS_A_BATCH * SECONDS_A_TOKEN / 3600
-        self.hours += hours
+        hours = self._generation(problems * beams, config.evaluate.batch_size)
         return f"{problems} problems on one GPU, about {hours:.1f} hours"
+
+    def _sampling(self, config: SampleConfig) -> str:
+        self._check(config, ("model.model_name_or_path",))
+        problems = config.problems.max or 0
+        answers = problems * config.sample.num_answers
+        self.sampled[config.sample.path] = problems, answers
+        hours = self._generation(answers, config.sample.batch_size)
+        return f"{answers} answers on one GPU, about {hours:.1f} hours"
+
+    def _pairs(self, config: PairsConfig) -> str:
+        if config.answers not in self.sampled:
+            raise UserError(f"--answers {config.answers}: no command before makes it")
+        problems, _ = self.sampled[config.answers]
+        self.sampled[str(config.output)] = problems, 2 * MIXED_SHARE * problems
+        return f"about {MIXED_SHARE * problems:.0f} pairs"
+
+    def _generation(self, answers: int, batch_size: int) -> float:
+        """Hours, which are added to the sum."""
+        hours = -(-answers // batch_size) * TOKENS_A_BATCH * SECONDS_A_TOKEN / 3600
+        self.hours += hours
+        return hours
 
     def _check(self, config: Any, paths: Iterable[str]) -> None:
         """The command's own check; what commands before make stands for a model of the hub."""

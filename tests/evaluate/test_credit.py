@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from samples import random_samples
-from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, train
+from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, train, write_jsonl
 
 from pipa_openrlhf.data.samples import Sample
 from pipa_openrlhf.evaluate.credit import credit_rows, prior_of, token_log_probs, token_texts, token_values
@@ -117,6 +117,21 @@ def test_problems_are_chosen_by_name(trained, capsys):
     status, _ = credit(**{"credit.problems": "nobody"})
     error = capsys.readouterr().err
     assert status == 1 and "--credit.problems 'nobody': no answer" in error and error.count("\n") == 1
+
+
+def test_results_of_an_evaluation_are_answers_too(trained, tmp_path):
+    _, credit, _ = trained
+    rows = [
+        {"problem_id": str(number), "question": "1+1?", "completion": "2", "right": bool(number), "answer": "2"}
+        for number in range(2)
+    ]
+    columns = {"data.input_key": "question", "data.output_key": "completion", "data.label_key": "right"}
+    changes = {"data.dataset": write_jsonl(tmp_path / "results.jsonl", rows), "data.annotation": None, **columns}
+    status, found = credit(**changes, **{"credit.problems": "1"})
+    assert status == 0
+    [row] = found
+    assert (row["problem_id"], row["prompt"], row["label"]) == ("1", "1+1?", 1)
+    assert [(token["text"], token["label"]) for token in row["tokens"]] == [("2", 1), ("<|im_end|>", 1)]
 
 
 def test_a_model_without_a_value_head_has_log_ratios_alone(trained, tmp_path, capsys):

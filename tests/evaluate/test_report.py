@@ -7,8 +7,8 @@ import pytest
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.cli.report import main
-from pipa_openrlhf.evaluate.report import comparison
-from pipa_openrlhf.evaluate.results import one_line, summarise, text_table, write_summary
+from pipa_openrlhf.evaluate.report import accuracy_bars, comparison
+from pipa_openrlhf.evaluate.results import one_line, summarise, text_table, wilson_interval, write_summary
 
 
 def evaluation(folder, rights, grader=None):
@@ -108,6 +108,13 @@ def test_text_table_is_aligned(folders):
     lines = text_table(comparison(folders, "SFT")).splitlines()
     assert len(lines) == 4 and set(lines[1]) == {"-"}
     assert lines[2].index("25.0%") == lines[3].index("50.0%")
+
+
+@pytest.mark.parametrize("n", [3, 12, 24, 600])
+def test_models_that_solve_nothing_or_everything_are_drawn(n):
+    for right in (0, n):
+        summary = {"accuracy": right / n, "interval_95": list(wilson_interval(right, n)), "n": n}
+        assert f">{100 * right / n:.1f}<" in accuracy_bars({"a": summary})
 
 
 def test_every_table_names_the_grader(tmp_path, capsys):

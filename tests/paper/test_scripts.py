@@ -165,6 +165,39 @@ def commands_of_runner(script) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_the_verifiable_loop_samples_alike_for_both_arms_and_its_cost_is_estimated(monkeypatch):
+    monkeypatch.setattr(plan, "flops_a_token", lambda model: {"step": 3e10, "forward": 1e10})
+    monkeypatch.setattr(plan, "step_memory", lambda model, sequences, gpus: sequences + gpus)
+    lines = [shlex.split(line) for line in commands_of_runner("verifiable.sh")]
+    drawn = [as_flags(words) for words in lines if "pipa_openrlhf.cli.sample" in words]
+    folder = "runs/paper/deepseek"
+    models = [
+        folder + "/sft",
+        *(f"{folder}/verifiable_{arm}_{number}" for number in (1, 2) for arm in ("dpo", "pipa")),
+    ]
+    # The first answers, of the common start, are drawn by one command, which both arms name.
+    assert [one["model.model_name_or_path"] for one in drawn] == [models[0], *models]
+    assert drawn[0] == drawn[1]
+    own = {"model.model_name_or_path", "sample.output"}
+    assert len({tuple(sorted((name, one[name]) for name in one.keys() - own)) for one in drawn}) == 1
+
+    output = list(plan.report(map(shlex.join, lines), plan.Machine(gpus=8, tflops=989, utilisation=0.35)))
+    remark = {line: output[place + 1] for place, line in enumerate(output[:-1])}
+    # 59784 answers in batches of 96: 623 x 1024 x 0.04 s. They have 350 tokens each; half of 7473 problems have pairs.
+    [sampling] = [line for line in remark if line.endswith("sampled_verifiable_1.jsonl")]
+    assert remark[sampling] == "    # 59784 answers on one GPU, about 7.1 hours"
+    [pairs] = [line for line in remark if line.endswith("pairs_1.jsonl")]
+    assert remark[pairs] == "    # about 3736 pairs"
+    trained = [line for line in remark if line.endswith(("verifiable_dpo_1", "verifiable_pipa_1"))]
+    # 2.6 M and 20.9 M tokens; a step and the prior's pass take 4e10 FLOPs a token.
+    assert [remark[line].split(", ")[::2] for line in trained] == [
+        ["    # 3 M tokens", "0.1 GPU-hours"],
+        ["    # 21 M tokens", "0.7 GPU-hours"],
+    ]
+    with pytest.raises(plan.UserError, match="no command before makes it"):
+        list(plan.report([pairs], plan.Machine(8, 989, 0.35)))
+
+
 @pytest.fixture
 def toy(tmp_path):
     """Model, eight right and eight wrong answers, and problems."""
