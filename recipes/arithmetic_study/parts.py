@@ -1,0 +1,111 @@
+"""The ablations: further rows on the models, answers and learning rates of the headline table."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from recipes.arithmetic_study.design import CONTROL, Row, Sizes, headline, prior, sampling
+from recipes.arithmetic_study.stages import Stage, path
+
+PIPA_M, PIPA_N = "unpaired_step_pipa_m", "unpaired_step_pipa_n"
+COMPARED = (CONTROL, "unpaired_answer_kto", PIPA_M, PIPA_N)  # where the data change
+MOST_ANSWERS = 16
+
+
+def fixed_g() -> list[Row]:
+    """Table 2."""
+    return [_like(name, "fixed_g", "g = 0.5", {"pipa.fixed_value": 0.5}) for name in (PIPA_M, PIPA_N)]
+
+
+def priors() -> list[Row]:
+    """Table 3: the prior is trained on all answers (M) or on the wrong ones (N)."""
+    return [
+        _like(
+            name,
+            "prior",
+            "(T)",
+            {"prior.model_name_or_path": f"{{prior_{kept}_seedSEED}}"},
+            needs=(f"prior_{kept}_seedSEED",),
+        )
+        for name, kept in ((PIPA_M, "all"), (PIPA_N, "negative"))
+    ]
+
+
+def sft_coef() -> list[Row]:
+    """Table 4, and the other PIPA rows of its two settings: an SFT term of weight 1."""
+    rows = [_like("unpaired_answer_kto", "sft", "+SFT", {"kto.sft_coef": 1.0})]
+    names = ("paired_answer_pipa_m", "unpaired_answer_pipa_m", "unpaired_answer_pipa_n", PIPA_M, PIPA_N)
+    return rows + [_like(name, "sft", "+SFT", {"pipa.sft_coef": 1.0}) for name in names]
+
+
+def threshold() -> list[Row]:
+    """Figure 5: steps are labelled by their value among the sampled answers."""
+    return [
+        _like(name, f"threshold{value}", f"threshold {value}", data=f"threshold{value}_seedSEED")
+        for name in (PIPA_M, PIPA_N)
+        for value in (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+
+
+def scaling() -> list[Row]:
+    """An eighth to all of the problems, and 2 to 16 answers a problem."""
+    return _on_data(("share0.125", "share0.25", "share0.5", "of2", "of4", "of16"))
+
+
+def noise() -> list[Row]:
+    """10 to 30 % of the answers with all labels turned round."""
+    return _on_data(("wrong0.1", "wrong0.2", "wrong0.3"))
+
+
+def imbalance() -> list[Row]:
+    """One right answer for eight wrong ones, to eight right ones for one."""
+    return _on_data(("ratio0.125", "ratio0.5", "ratio1", "ratio2", "ratio8"))
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance)
+}
+
+
+def _like(name: str, suffix: str, method: str, flags: dict[str, Any] | None = None, **changes) -> Row:
+    """A row of the headline table with something changed, at that row's learning rate."""
+    row = next(row for row in headline() if row.name == name)
+    merged = {**row.flags, **(flags or {})}
+    return replace(
+        row, name=f"{name}_{suffix}", method=f"{row.method} {method}", flags=merged, rate_of=name, **changes
+    )
+
+
+def _on_data(changes: tuple[str, ...]) -> list[Row]:
+    return [_like(name, one, one, data=f"{one}_seedSEED") for one in changes for name in COMPARED]
+
+
+def preparation(part: str, rows: list[Row], rates: dict[str, float], sizes: Sizes) -> list[Stage]:
+    """What a part's rows need beside the headline table's models and answers."""
+    stages: list[Stage] = []
+    for seed in range(sizes.seeds):
+        if part == "priors":
+            rate = rates[CONTROL]
+            stages += [prior(kept, seed, rate, sizes) for kept in ("all", "negative")]
+        if part == "scaling":
+            stages += sampling(str(MOST_ANSWERS), seed, MOST_ANSWERS, sizes)
+        changed = {row.data.removesuffix("_seedSEED") for row in rows} - {"answers"}
+        stages += [_changed(one, seed) for one in sorted(changed)]
+    return stages
+
+
+_CHANGES = {
+    "share": "share",
+    "of": "answers_per_problem",
+    "wrong": "wrong_labels",
+    "ratio": "right_per_wrong",
+    "threshold": "threshold",
+}
+
+
+def _changed(name: str, seed: int) -> Stage:
+    """The answers of a seed, changed as ``name`` says."""
+    kind = name.rstrip("-0123456789.")
+    source = f"answers{MOST_ANSWERS if kind == 'of' else ''}_seed{seed}"
+    flags = {"answers": path(f"{{{source}}}"), "seed": seed, _CHANGES[kind]: name.removeprefix(kind)}
+    return Stage(f"{name}_seed{seed}", "recipes.arithmetic_study.change_answers", "output", flags, (source,), ".jsonl")

@@ -1,0 +1,87 @@
+"""The study: every row of Table 1 at its best learning rate, on several seeds, as tables, plots and raw results.
+
+    python -m recipes.arithmetic_study.study --work runs/study --workers 2
+
+Run again, it goes on where it stopped; what another design changes is run anew. ``--part`` runs an ablation instead,
+on the models, answers and learning rates of the table.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+
+from pipa_openrlhf.cli.entry import run
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.evaluate.results import read_summary
+from pipa_openrlhf.settings import check_bounds, setting
+from pipa_openrlhf.training.run_lock import alone_in
+from recipes.arithmetic_study import design, parts
+from recipes.arithmetic_study.design import Row, Sizes
+from recipes.arithmetic_study.results import Table, write_results
+from recipes.arithmetic_study.stages import Runner, Stage
+
+HEADLINE = "headline"
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Of this script."""
+
+    work: str | None = setting(None, "folder of models, answers and results", is_written=True)
+    part: str = setting(HEADLINE, "what is run", choices=(HEADLINE, *parts.PARTS))
+    smoke: bool = setting(False, "every stage at toy size: shows that it runs, not what comes out")
+    seeds: int | None = setting(None, "seeds of each row; unset: 3", least=1)
+    workers: int = setting(1, "stages that run at a time, each on one core", least=1)
+
+
+def main(config: StudyConfig) -> None:
+    """Run what is missing, and write the results."""
+    if config.work is None:
+        raise UserError("--work is required")
+    check_bounds(config)
+    sizes = design.SMOKE if config.smoke else Sizes()
+    if config.seeds is not None:
+        sizes = replace(sizes, seeds=config.seeds)
+    with alone_in(config.work):
+        runner = Runner(config.work, config.workers, lambda line: print(line, flush=True))
+        runner.run(design.preparation(sizes))
+        rates = choose_rates(runner, design.headline(), sizes)
+        rows = design.headline()
+        if config.part != HEADLINE:
+            # The rows that these are compared with come first.
+            changed = parts.PARTS[config.part]()
+            runner.run(parts.preparation(config.part, changed, rates, sizes))
+            rows = [row for row in rows if row.name in {one.rate_of for one in changed}] + changed
+        runner.run(final_runs(rows, rates, sizes))
+        table = Table(rows, rates, sizes.seeds, config.work)
+        print(write_results(os.path.join(config.work, "results"), config.part, table), flush=True)
+
+
+def choose_rates(runner: Runner, rows: list[Row], sizes: Sizes) -> dict[str, float]:
+    """Learning rate by row: the one of highest validation accuracy on the first seed, of equal ones the lowest."""
+    stages: list[Stage] = []
+    for row in rows:
+        for rate in sizes.rates:
+            name = design.run_name(row, rate, 0)
+            stages += [design.training(row, rate, 0, sizes), design.evaluation(name, "validation")]
+    runner.run(stages)
+
+    def accuracy(row: Row, rate: float) -> float:
+        return read_summary(runner.path(f"{design.run_name(row, rate, 0)}_validation"))["accuracy"]
+
+    return {row.name: max(sorted(sizes.rates), key=lambda rate: accuracy(row, rate)) for row in rows}
+
+
+def final_runs(rows: list[Row], rates: dict[str, float], sizes: Sizes) -> list[Stage]:
+    """Every row at its learning rate on every seed, and its answers to the test problems."""
+    stages: list[Stage] = []
+    for seed in range(sizes.seeds):
+        for row in rows:
+            rate = rates[row.rate_of or row.name]
+            name = design.run_name(row, rate, seed)
+            stages += [design.training(row, rate, seed, sizes), design.evaluation(name, "test")]
+    return stages
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, StudyConfig))
