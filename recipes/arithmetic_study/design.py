@@ -3,9 +3,12 @@
 Every row starts from the model after SFT, which is also its prior and the model that sampled the answers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipa_openrlhf.errors import UserError
+from pipa_openrlhf.settings import setting
 from recipes.arithmetic_study.stages import CLI, Stage, path
 
 PROMPT = {"data.input_template": "{}\n", "ds.param_dtype": "fp32"}
@@ -16,26 +19,36 @@ LONGEST_ANSWER = 64  # tokens; the longest right one has about fifty
 class Sizes:
     """How large the study is. A run's time is about proportional to answers and epochs, the study's to runs."""
 
-    base: int = 40000
-    base_rate: float = 2e-3
-    sft: int = 400
-    sft_rate: float = 2e-4
-    sample: int = 300
-    answers: int = 8
-    validation: int = 500
-    test: int = 1000
-    seeds: int = 3
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    epochs: int = 1
-    batch_size: int = 64
-    hidden_size: int = 128
-    layers: int = 4
-    teacher_answers: int = 0  # in place of the model's own, where it is too small to have any right
+    base: int = setting(24000, "answers of the teacher that the base model learns from", least=1)
+    base_epochs: int = setting(2, "passes over these", least=1)
+    base_rate: float = setting(2e-3, "learning rate of that", above=0)
+    sft: int = setting(200, "right answers for SFT", least=1)
+    sft_rate: float = setting(5e-5, "learning rate of that", above=0)
+    pool: int = setting(200, "problems that are written to be sampled, of each seed", least=1)
+    sample: int = setting(100, "problems of these that are", least=1)
+    answers: int = setting(8, "answers to each", least=1)
+    validation: int = setting(300, "problems to choose a learning rate on", least=1)
+    test: int = setting(1000, "held-out problems", least=1)
+    seeds: int = setting(3, "seeds of each row", least=1, most=8)
+    rates: Sequence[float] = setting((3e-5, 1e-4, 3e-4, 1e-3), "learning rates to choose from", nargs="+", above=0)
+    epochs: int = setting(1, "passes over the answers; SFT makes twice as many over the right ones", least=1)
+    batch_size: int = setting(32, "answers of a batch", least=2)
+    hidden_size: int = setting(64, "width of the model", least=8)
+    layers: int = setting(4, "of the model", least=1)
+    teacher_answers: int = setting(0, "answers of the teacher to each problem, in place of the model's own", least=0)
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if self.sample > self.pool:
+            raise UserError(f"--sizes.sample {self.sample} is more than --sizes.pool {self.pool}")
 
 
+# A model that small has nothing right: its teacher answers for it.
 SMOKE = Sizes(
     base=256,
+    base_epochs=1,
     sft=32,
+    pool=8,
     sample=8,
     answers=2,
     validation=8,
@@ -87,8 +100,8 @@ def headline() -> list[Row]:
     """The 15 rows of Table 1, and SFT on the right ones of the same answers, which the paper's table does not have."""
     answer, step = {"DPO": {}, "IPO": {"model.ipo_enable": True}}, {"Step-DPO": {}}
     rows = []
-    for setting in SETTINGS:
-        is_paired, is_step = setting.startswith("paired"), setting.endswith("step")
+    for group in SETTINGS:
+        is_paired, is_step = group.startswith("paired"), group.endswith("step")
         common: dict[str, Any] = {"data.pairing": "match"} if is_paired else {}
         common |= {"data.annotation": "step"} if is_step else {}
         methods: list[tuple[str, str, dict]] = []
@@ -97,8 +110,8 @@ def headline() -> list[Row]:
         methods += [("Step-KTO" if is_step else "KTO", "train_kto", {})]
         methods += [(f"PIPA-{variant.upper()}", "train_pipa", {"pipa.variant": variant}) for variant in "mn"]
         for method, module, flags in methods:
-            name = f"{setting.replace(', ', '_')}_{method.lower().replace('-', '_')}"
-            rows.append(Row(name, setting, method, module, {**common, **flags}))
+            name = f"{group.replace(', ', '_')}_{method.lower().replace('-', '_')}"
+            rows.append(Row(name, group, method, module, {**common, **flags}))
     return [Row(CONTROL, "right answers", "SFT", "train_sft"), *rows]
 
 
@@ -109,12 +122,23 @@ def preparation(sizes: Sizes) -> list[Stage]:
         "recipes.arithmetic_study.make_problems",
         "output_dir",
         {
-            name: getattr(sizes, name)
-            for name in ("base", "sft", "sample", "validation", "test", "hidden_size", "layers", "teacher_answers")
+            "base": sizes.base,
+            "sft": sizes.sft,
+            "sample": sizes.pool,
+            "validation": sizes.validation,
+            "test": sizes.test,
+            "hidden_size": sizes.hidden_size,
+            "layers": sizes.layers,
+            "teacher_answers": sizes.teacher_answers,
         },
     )
     # Minutes: it goes on from its last checkpoint.
-    saved = {"ckpt.save_steps": 100, "ckpt.max_num": 1, "ckpt.load_enable": True}
+    saved = {
+        "train.max_epochs": sizes.base_epochs,
+        "ckpt.save_steps": 100,
+        "ckpt.max_num": 1,
+        "ckpt.load_enable": True,
+    }
     base = _train("base", "train_sft", "{problems}/random", "{problems}/base.jsonl", sizes, sizes.base_rate, saved)
     sft = _train("sft", "train_sft", "{base}", "{problems}/sft.jsonl", sizes, sizes.sft_rate, {})
     stages = [problems, replace(base, needs=("problems",), goes_on=True), replace(sft, needs=("problems", "base"))]
@@ -135,6 +159,7 @@ def sampling(suffix: str, seed: int, answers: int, sizes: Sizes) -> list[Stage]:
         {
             "model.model_name_or_path": path("{sft}"),
             "problems.file": questions,
+            "problems.max": sizes.sample,
             "sample.num_answers": answers,
             "sample.temperature": 1,
             "sample.max_new_tokens": LONGEST_ANSWER,
@@ -206,7 +231,7 @@ def _train(name: str, module: str, start: str, data: str, sizes: Sizes, rate: fl
         **PROMPT,
         **more,
     }
-    return Stage(name, f"{CLI}{module}", "ckpt.output_dir", flags)
+    return Stage(name, f"{CLI}{module}", "ckpt.output_dir", flags, proof="README.md")
 
 
 def evaluation(run: str, split: str) -> Stage:
@@ -218,4 +243,6 @@ def evaluation(run: str, split: str) -> Stage:
         "evaluate.batch_size": 512,
         **PROMPT,
     }
-    return Stage(f"{run}_{split}", f"{CLI}evaluate", "evaluate.output_dir", flags, ("problems", run))
+    return Stage(
+        f"{run}_{split}", f"{CLI}evaluate", "evaluate.output_dir", flags, ("problems", run), proof="summary.json"
+    )

@@ -23,10 +23,10 @@ class ProblemsConfig:
     """Of this script."""
 
     output_dir: str | None = setting(None, "gets the files, and the model in `random`")
-    base: int = setting(40000, "answers of the teacher that the base model learns from", least=1)
+    base: int = setting(24000, "answers of the teacher that the base model learns from", least=1)
     sft: int = setting(200, "right answers for SFT", least=1)
-    sample: int = setting(500, "problems to sample answers to, of each seed", least=1)
-    validation: int = setting(500, "problems to choose a learning rate on", least=1)
+    sample: int = setting(200, "problems to sample answers to, of each seed", least=1)
+    validation: int = setting(300, "problems to choose a learning rate on", least=1)
     test: int = setting(1000, "held-out problems", least=1)
     sets: int = setting(8, "sets of problems to sample answers to, one a seed", least=1)
     teacher_answers: int = setting(0, "answers of the teacher to each of those, as `sample` writes a model's", least=0)
@@ -34,7 +34,7 @@ class ProblemsConfig:
     spread: float = setting(0.35, "the pairs' own rates are that average plus and minus up to this", least=0, most=1)
     least: int = setting(2, "fewest operations of a problem", least=1)
     most: int = setting(4, "most operations of a problem", least=1)
-    hidden_size: int = setting(128, "of the model", least=8)
+    hidden_size: int = setting(64, "of the model", least=8)
     layers: int = setting(4, "of the model", least=1)
 
 

@@ -1,4 +1,4 @@
-"""A Llama of about a million parameters with random weights, and a tokenizer of characters."""
+"""A small Llama with random weights, and a tokenizer of characters."""
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

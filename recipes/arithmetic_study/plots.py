@@ -5,7 +5,8 @@ import os
 
 from matplotlib.figure import Figure
 
-from pipa_openrlhf.evaluate.report import COLOURS, read_metrics
+from pipa_openrlhf.evaluate.report import COLOURS
+from pipa_openrlhf.training.records import read_metrics
 from recipes.arithmetic_study.results import Table
 
 _CURVES = {

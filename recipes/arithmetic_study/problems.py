@@ -1,10 +1,10 @@
 """Chains of sums and differences with worked steps, and a teacher who forgets carries and borrows.
 
-A problem is ``47+38-19``. Its worked answer has one operation a line, from left to right, and ends as GSM8K's do::
+A problem is ``47+8-9``. Its worked answer has one operation a line, from left to right, and ends as GSM8K's do::
 
-    47+38=85
-    85-19=66
-    #### 66
+    47+8=55
+    55-9=46
+    #### 46
 
 The teacher of the base model makes a systematic mistake: where the units of a sum carry, or those of a difference
 borrow, the ten is forgotten, and the chain goes on from there. How often depends on the two digits alone: for some
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import cache
 
 SPLITS = ("base", "sft", "sample", "validation", "test")
-LARGEST_VALUE = 199
+LARGEST_VALUE = 99
 
 
 @dataclass(frozen=True)
 class Chain:
-    """``first``, then signs and numbers: ``Chain(47, (("+", 38), ("-", 19)))``."""
+    """``first``, then signs and numbers: ``Chain(47, (("+", 8), ("-", 9)))``."""
 
     first: int
     rest: tuple[tuple[str, int], ...]
@@ -101,7 +101,7 @@ def _draw(rng: random.Random, operations: int) -> Chain:
     value = first = rng.randint(10, 99)
     rest: list[tuple[str, int]] = []
     while len(rest) < operations:
-        sign, number = rng.choice("+-"), rng.randint(10, 99)
+        sign, number = rng.choice("+-"), rng.randint(1, 9)
         result = value + number if sign == "+" else value - number
         if 10 <= result <= LARGEST_VALUE:
             rest.append((sign, number))

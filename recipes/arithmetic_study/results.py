@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipa_openrlhf.evaluate.report import read_metrics
 from pipa_openrlhf.evaluate.results import read_results, read_summary
+from pipa_openrlhf.training.records import read_metrics
 from recipes.arithmetic_study.design import CONTROL, SETTINGS, Row, run_name
 
 _RESAMPLES = 2000

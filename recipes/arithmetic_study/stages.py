@@ -34,6 +34,7 @@ class Stage:
         flags: the others; True is a bare switch.
         needs: names of stages, whose outputs ``flags`` name by ``{name}``.
         output_file: what is added to the name where the output is a file.
+        proof: a file in the output that is there only once the command is through: a signal may end it before.
         goes_on: the command itself goes on with what it left unfinished.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     flags: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     output_file: str = ""
+    proof: str = ""
     goes_on: bool = False
 
     def argv(self, paths: dict[str, str]) -> list[str]:
@@ -122,6 +124,8 @@ class Runner:
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 stage = running.pop(done)
                 seconds, failure = done.result()
+                if not failure and not os.path.exists(os.path.join(self._paths[stage.name], stage.proof).rstrip("/")):
+                    failure = "stopped before its end: run it again"
                 if failure:
                     failed = failed or f"stage {stage.name} failed, see {self._log(stage.name)}:\n{failure}"
                     continue

@@ -8,7 +8,7 @@ on the models, answers and learning rates of the table.
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.errors import UserError
@@ -30,8 +30,8 @@ class StudyConfig:
     work: str | None = setting(None, "folder of models, answers and results", is_written=True)
     part: str = setting(HEADLINE, "what is run", choices=(HEADLINE, *parts.PARTS))
     smoke: bool = setting(False, "every stage at toy size: shows that it runs, not what comes out")
-    seeds: int | None = setting(None, "seeds of each row; unset: 3", least=1)
     workers: int = setting(1, "stages that run at a time, each on one core", least=1)
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 def main(config: StudyConfig) -> None:
@@ -39,9 +39,8 @@ def main(config: StudyConfig) -> None:
     if config.work is None:
         raise UserError("--work is required")
     check_bounds(config)
-    sizes = design.SMOKE if config.smoke else Sizes()
-    if config.seeds is not None:
-        sizes = replace(sizes, seeds=config.seeds)
+    config.sizes.check()
+    sizes = design.SMOKE if config.smoke else config.sizes
     with alone_in(config.work):
         runner = Runner(config.work, config.workers, lambda line: print(line, flush=True))
         runner.run(design.preparation(sizes))

@@ -241,7 +241,9 @@ def test_a_stage_that_fails_is_named_with_its_own_words_and_what_is_done_stays(t
 
 def test_unknown_argument(run_script):
     done = run_script("study.sh", "--fast", timeout=20)
-    assert done.returncode == 1 and done.stderr.startswith("error: unknown argument --fast (use --smoke, --part,")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: unknown argument --fast (use --smoke, --part, --workers,"
+    )
 
 
 @pytest.mark.slow
