@@ -54,11 +54,11 @@ SMOKE = Sizes(
     validation=8,
     test=16,
     seeds=2,
-    rates=(1e-4, 3e-4),
+    rates=(1e-3, 3e-3),
     hidden_size=32,
     layers=1,
     teacher_answers=8,
-    batch_size=16,
+    batch_size=4,
 )
 
 
