@@ -192,7 +192,7 @@ def accuracy_table(table: Table, records: list[dict]) -> str:
         for name in ("against", "against_sft"):
             found = record.get(name)
             cells += [found["method"] if found else ""] if name == "against" else []
-            cells += [_difference(found), f"{found['p']:.3f}"] if found else ["", ""]
+            cells += [_difference(found), _p_value(found["p"])] if found else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         "Test: mean over seeds ± standard error over seeds, in percent. Differences in points with 95 % intervals, "
@@ -207,6 +207,10 @@ def _place(setting: str) -> int:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _difference(found: dict) -> str:
