@@ -248,7 +248,7 @@ def test_unknown_argument(run_script):
 
 @pytest.mark.slow
 def test_the_smoke_form_ends_in_a_whole_table_and_is_not_run_twice(run_script, tmp_path):
-    """About 60 seconds."""
+    """About 60 seconds of one core; not measured on an idle machine."""
     work = tmp_path / "work"
     done = run_script("study.sh", "--smoke", "--work", work, "--workers", 1)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
