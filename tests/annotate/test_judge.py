@@ -292,6 +292,8 @@ def test_ctrl_c_loses_nothing_that_came(serve, judge_flags, tmp_path):
         ("First wrong step: -1", -1),
         ("First wrong step: 1? No.\nFirst wrong step: 2", 1),
         ("<think>First wrong step: 1</think>\nFirst wrong step: 3", 2),
+        ("First wrong step: 3\n<think>First wrong step: 1</think>", 2),
+        ("<think>First wrong step: 1", None),
         ("First wrong step: 0", None),
         ("First wrong step: 4", None),
         ("First wrong step:", None),
