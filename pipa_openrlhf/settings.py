@@ -180,13 +180,18 @@ def updated(config: Config, values: dict[str, Any]) -> Config:
 
 
 def to_yaml(config: Any) -> str:
-    """Every setting, nested by the dots of its name; ``--config`` reads it. Local paths are absolute."""
+    """Every flag's value, nested by the dots of its name; ``--config`` reads it. Local paths are absolute."""
     nested: dict[str, Any] = {}
     objective = getattr(config, "objective", None)
     if objective is not None:
         nested["objective"] = objective.flag_group
-    for name, value in flatten(with_absolute_paths(config)).items():
-        *groups, leaf = name.split(".")
+    hidden = getattr(objective, "hidden_groups", ())
+    config = with_absolute_paths(config)
+    for one in settings_of(config):
+        if one.path[0] in hidden:
+            continue
+        value = one.value(config)
+        *groups, leaf = one.name.split(".")
         place = nested
         for group in groups:
             place = place.setdefault(group, {})

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny import run_in_process
+
+from pipa_openrlhf import lag
 
 
 class TwoRanks:
@@ -22,16 +25,18 @@ class TwoRanks:
 
     Args:
         folder: for what the runs print.
+        nodes: working folder of each rank, for paths that are not the same on two machines; None: this process's.
+        lag: seconds for which a rank waits for what another one wrote; None: as ever.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, nodes: Sequence[Path] | None = None, lag: float | None = None):
+        self._folder, self._nodes, self._lag = folder, nodes, lag
         self._ranks: list[subprocess.Popen] = []
         self._runs = 0
 
     def run(self, module: str, *flags, timeout: int = 300) -> subprocess.CompletedProcess:
         """What ``tiny.run_module`` returns for two ranks, with the output of rank 0 before that of rank 1."""
-        self._ranks = self._ranks or start_ranks()
+        self._ranks = self._ranks or start_ranks(self._nodes, self._lag)
         self._runs += 1
         printed = [f"{self._folder}/run{self._runs}.rank{rank}" for rank in range(2)]
         for process, files in zip(self._ranks, printed):
@@ -52,7 +57,7 @@ class TwoRanks:
         self._ranks = []
 
 
-def start_ranks() -> list[subprocess.Popen]:
+def start_ranks(nodes: Sequence[Path] | None, wait: float | None) -> list[subprocess.Popen]:
     """Both processes in the environment that a launcher makes; they end with their standard input."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -60,7 +65,8 @@ def start_ranks() -> list[subprocess.Popen]:
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TOKENIZERS_PARALLELISM": "false"}
     return [
         subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *([str(wait)] if wait is not None else [])],
+            cwd=None if nodes is None else nodes[rank],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -80,6 +86,8 @@ def answer_of(process: subprocess.Popen, end: float) -> int:
 def carry_out_runs() -> None:
     """Read module, flags and files to print to, line by line; answer each with an exit status."""
     answers = os.fdopen(os.dup(1), "w")
+    if len(sys.argv) > 1:
+        lag.LAG = float(sys.argv[1])
     for line in sys.stdin:
         module, flags, printed = json.loads(line)
         for number, name in ((1, "out"), (2, "err")):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_tokenizer, save_adapter, train, write_jsonl
+from tiny import CHAT_TEMPLATE, make_tokenizer, save_adapter, train, write_jsonl
 from transformers import dynamic_module_utils
 
 from pipa_openrlhf.config import DataConfig, RunConfig
@@ -161,6 +161,18 @@ opened: list[str] | None = None
 def _watch(event: str, arguments: tuple) -> None:
     if opened is not None and event in ("open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename"):
         opened.append(str(arguments[0]))
+
+
+def test_a_chat_template_reaches_no_code(tmp_path):
+    """It is run in transformers' sandbox, which has no attributes that lead out of it."""
+    mark = tmp_path / "mark"
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(mark) + "') }}" + CHAT_TEMPLATE
+    path = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "1", "completion": "2", "label": True}])
+    config = RunConfig(data=DataConfig(apply_chat_template=True))
+    with pytest.raises(UserError, match="chat template"):
+        load_samples(config, tokenizer, dataset=path)
+    assert not mark.exists()
 
 
 def test_paths_in_data_never_reach_the_file_system(tmp_path):

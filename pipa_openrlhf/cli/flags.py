@@ -7,7 +7,7 @@ Nothing heavy is imported: a wrong flag is reported before transformers, DeepSpe
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ _CONFIGS = {
     "evaluate_value": "pipa_openrlhf.cli.evaluate_value:EvaluateValueConfig",
     "credit": "pipa_openrlhf.cli.credit:CreditConfig",
     "launch_ray": "pipa_openrlhf.distributed.ray_launch:LaunchConfig",
+    "sweep_ray": "pipa_openrlhf.distributed.ray_sweep:SweepConfig",
+    "fill_prior": "pipa_openrlhf.cli.fill_prior:FillConfig",
     "report": "pipa_openrlhf.cli.report:ReportConfig",
     "objectives": "pipa_openrlhf.cli.flags:NoConfig",
 }
@@ -55,12 +57,25 @@ def parse(module: str | type, argv: list[str] | None = None) -> Any:
     """
     argv = sys.argv[1:] if argv is None else argv
     path = _last_value(argv, "config")
-    in_file = _read_yaml(path) if path is not None else {}
-    base = new_config(module, _last_value(argv, OBJECTIVE) or in_file.get(OBJECTIVE))
+    in_file = dict(flat(read_yaml(path, "--config"))) if path is not None else {}
+    return config_of(module, in_file, f"--config {path}", argv)
+
+
+def config_of(module: str | type, settings: dict[str, Any], where: str, argv: Sequence[str] = ()) -> Any:
+    """The config that settings of a file describe, and a command line, which wins.
+
+    Args:
+        settings: dotted name to value.
+        where: they stand, for messages.
+
+    Raises:
+        UserError: as :func:`parse`.
+    """
+    base = new_config(module, _last_value(argv, OBJECTIVE) or settings.get(OBJECTIVE))
     parser = build_parser(module, base)
     shown = {one.name: one for one in shown_settings(base)}
-    words = list(_words(path, in_file, shown))
-    values = vars(parser.parse_args(words + argv))
+    words = list(_words(where, settings, shown))
+    values = vars(parser.parse_args([*words, *argv]))
     return updated(base, {name: _as_default(values[name], one.default) for name, one in shown.items()})
 
 
@@ -150,7 +165,7 @@ def _true_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _last_value(argv: list[str], name: str) -> str | None:
+def _last_value(argv: Sequence[str], name: str) -> str | None:
     # Of a mistake, the whole parser says more.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(f"--{name}", default=None)
@@ -160,8 +175,11 @@ def _last_value(argv: list[str], name: str) -> str | None:
         return None
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    """Dotted name to value; nesting and dots are the same.
+def read_yaml(path: str, flag: str) -> dict[str, Any]:
+    """What a YAML file holds.
+
+    Args:
+        flag: that named it.
 
     Raises:
         UserError: no such file, or it does not hold settings.
@@ -170,26 +188,27 @@ def _read_yaml(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
+        raise UserError(f"{flag} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"--config {path}{line}: not YAML ({reason}); write `name: value` lines") from error
+        raise UserError(f"{flag} {path}{line}: not YAML ({reason}); write `name: value` lines") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: it holds no settings; write `name: value` lines")
-    return dict(_flat(content))
+        raise UserError(f"{flag} {path}: it holds no settings; write `name: value` lines")
+    return content
 
 
-def _flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(content: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of nested settings: nesting and dots are the same."""
     for name, value in content.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _words(path: str | None, in_file: dict[str, Any], shown: dict[str, Setting]) -> Iterator[str]:
+def _words(where: str, in_file: dict[str, Any], shown: dict[str, Setting]) -> Iterator[str]:
     """The settings of a file as words of a command line."""
     formerly = {one.spec.former: name for name, one in shown.items() if one.spec.former}
     for written, value in in_file.items():
@@ -197,10 +216,10 @@ def _words(path: str | None, in_file: dict[str, Any], shown: dict[str, Setting])
         if name == OBJECTIVE or value is None:
             continue
         if name not in shown:
-            raise UserError(f"--config {path}: {written} is no setting of this command (see --help)")
+            raise UserError(f"{where}: {written} is no setting of this command (see --help)")
         one = shown[name]
         if one.is_switch and not isinstance(value, bool):
-            raise UserError(f"--config {path}: {name} is true or false, got {value!r}")
+            raise UserError(f"{where}: {name} is true or false, got {value!r}")
         yield from one.words(value)
 
 

@@ -87,9 +87,18 @@ def _build(root: str, key: str, build: Callable[[Gathered], dict]) -> None:
         with _Files(unfinished) as files:
             files.finish(build(files))
         with _reported(root):
-            os.rename(unfinished, os.path.join(root, key))
+            _rename(unfinished, os.path.join(root, key))
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _rename(unfinished: str, path: str) -> None:
+    try:
+        os.rename(unfinished, path)
+    except OSError:
+        # Another node's may be there, which a file server did not show at first; of one key all are the same.
+        if not os.path.isdir(path):
+            raise
 
 
 class _Files(Gathered):

@@ -61,14 +61,17 @@ class LaunchConfig:
             raise UserError(
                 f"--ray.min_workers {self.ray.min_workers} is more than --ray.num_workers {self.ray.num_workers}"
             )
-        parse_resources(self.ray.resources_per_worker)
-        if importlib.util.find_spec("ray") is None:
-            raise UserError(
-                "launch_ray needs Ray: run scripts/install.sh, or install this package with its extra `ray`"
-            )
+        parse_resources(self.ray.resources_per_worker, "--ray.resources_per_worker")
+        check_installed("launch_ray")
 
 
-def parse_resources(text: str | None) -> dict[str, float] | None:
+def check_installed(command: str) -> None:
+    """Raises UserError where there is no Ray."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(f"{command} needs Ray: run scripts/install.sh, or install this package with its extra `ray`")
+
+
+def parse_resources(text: str | None, flag: str) -> dict[str, float] | None:
     """``{"GPU": 1}`` as Ray takes it.
 
     Raises:
@@ -76,7 +79,7 @@ def parse_resources(text: str | None) -> dict[str, float] | None:
     """
     if text is None:
         return None
-    flag = f"--ray.resources_per_worker {text}"
+    flag = f"{flag} {text}"
     try:
         resources = json.loads(text)
     except ValueError as error:
@@ -106,10 +109,13 @@ def launch(config: LaunchConfig, work: Callable[[dict], None], arguments: dict) 
 
     from pipa_openrlhf.distributed.ray_watch import first_cause
 
-    is_own = _connect(config.ray.address)
+    is_own = connect(config.ray.address)
     try:
-        resources = parse_resources(config.ray.resources_per_worker) or _default_resources(ray.cluster_resources())
-        _wait_for_place(config.ray, resources, is_own)
+        asked = parse_resources(config.ray.resources_per_worker, "--ray.resources_per_worker")
+        resources = asked or default_resources(ray.cluster_resources())
+        wanted = config.ray.min_workers or config.ray.num_workers
+        ways_out = "lower --ray.num_workers or --ray.resources_per_worker"
+        wait_for_place([resources] * wanted, config.ray.wait_seconds, is_own, ways_out)
         with tempfile.TemporaryDirectory(prefix="pipa_openrlhf_ray_") as folder:
             trainer = _trainer(config.ray, resources, folder, work, arguments)
             # Its handler of ctrl-C would end this process with status 0; when the driver goes, so do the workers.
@@ -124,7 +130,7 @@ def launch(config: LaunchConfig, work: Callable[[dict], None], arguments: dict) 
         ray.shutdown()
 
 
-def _connect(address: str | None) -> bool:
+def connect(address: str | None) -> bool:
     """Join a cluster, or start one on this machine; whether it was started."""
     import ray
 
@@ -147,33 +153,36 @@ def _connect(address: str | None) -> bool:
     return True
 
 
-def _default_resources(cluster: dict[str, float]) -> dict[str, float]:
-    return {"GPU": 1} if cluster.get("GPU") else {"CPU": 1}
+def default_resources(cluster: dict[str, float], ranks: int = 1) -> dict[str, float]:
+    """A GPU for each rank where the cluster has one, else a CPU."""
+    return {"GPU": ranks} if cluster.get("GPU") else {"CPU": ranks}
 
 
-def _wait_for_place(settings: RaySettings, resources: dict[str, float], is_own: bool) -> None:
-    """Return when the workers fit the cluster together, as they are started; asks an autoscaler for what they lack.
+def wait_for_place(parts: list[dict[str, float]], seconds: float, is_own: bool, ways_out: str) -> None:
+    """Return when ``parts`` fit the cluster together; asks an autoscaler for what they lack.
+
+    Args:
+        ways_out: flags that would help, for the message.
 
     Raises:
-        UserError: they do not, within --ray.wait_seconds; at once where nothing can come.
+        UserError: they do not, within ``seconds``; at once where nothing can come.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    wanted = settings.min_workers or settings.num_workers
-    seconds = min(settings.wait_seconds, 5) if is_own else settings.wait_seconds
-    place = placement_group([resources] * wanted, strategy="PACK")
+    seconds = min(seconds, 5) if is_own else seconds
+    wanted = f"{len(parts)} x {json.dumps(parts[0])}"
+    place = placement_group(parts, strategy="PACK")
     try:
         if place.wait(1):
             return
-        names = {"CPU", "GPU", *resources}
+        names = {"CPU", "GPU", *parts[0]}
         has = json.dumps({name: amount for name, amount in ray.cluster_resources().items() if name in names})
-        print(f"Waiting {seconds:g} s for {wanted} x {json.dumps(resources)}; the cluster has {has}", flush=True)
+        print(f"Waiting {seconds:g} s for {wanted}; the cluster has {has}", flush=True)
         if not place.wait(seconds):
             raise UserError(
-                f"{wanted} workers with {json.dumps(resources)} each found no place within {seconds:g} s: the cluster "
-                f"has {has}, some of it perhaps in use; lower --ray.num_workers or "
-                "--ray.resources_per_worker, or raise --ray.wait_seconds"
+                f"{wanted} found no place within {seconds:g} s: the cluster has {has}, some of it perhaps in use; "
+                f"{ways_out}, or raise --ray.wait_seconds"
             )
     finally:
         remove_placement_group(place)

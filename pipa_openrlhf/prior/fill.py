@@ -17,6 +17,7 @@ from pipa_openrlhf.data.training_set import unit_sizes
 from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.distributed.transfer import on_device
 from pipa_openrlhf.errors import Stopped, UserError
+from pipa_openrlhf.lag import wait_until
 from pipa_openrlhf.model.policy import Policy, PolicyActor, load_lm
 from pipa_openrlhf.model.self_check import check_cached, choose_layout
 from pipa_openrlhf.prior.cache import PriorCache, prior_id
@@ -188,9 +189,15 @@ def fill_cache(
             cache.add(*zip(*finished))
         _tell(callbacks, "on_prior_end")
     strategy.barrier()
-    cache.refresh()
+    wait_until(lambda: not _missing_now(cache, samples).any())
     if count_missing(cache, samples, strategy).any():
         raise UserError(f"--prior.cache_dir must be one folder that every node sees; ranks differ in {cache.folder}")
+
+
+def _missing_now(cache: PriorCache, samples: Samples) -> np.ndarray:
+    """What no shard has that this rank's file server shows by now."""
+    cache.refresh()
+    return cache.missing(samples)
 
 
 def _tell(callbacks: "Sequence[Callback]", hook: str) -> None:

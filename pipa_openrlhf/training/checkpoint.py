@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-import time
+import socket
 from collections.abc import Callable
 from functools import partial
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from pipa_openrlhf.distributed.strategy import Strategy, on_cpu
 from pipa_openrlhf.errors import UserError, first_line
+from pipa_openrlhf.lag import first_missing
 from pipa_openrlhf.prior.cache import file_sha256
 from pipa_openrlhf.training.engine_state import EngineState
 
@@ -35,8 +36,6 @@ _UNFINISHED = ".unfinished"  # after its name: being written, or deleted
 _NAME = re.compile(r"global_step(\d+)")
 # A rank writes a file when it has this much in memory.
 FILE_BYTES = 1 << 30
-# Seconds in which a file server shows every node what another one wrote.
-_LAG = 60
 
 
 def save_checkpoint(
@@ -123,7 +122,8 @@ def _finish(final: str, parts: list[dict], record: dict) -> None:
         if "error" in part:
             raise OSError(part["error"])
     checksums = {name: digest for part in parts for name, digest in part["checksums"].items()}
-    _wait_for_files(unfinished, list(checksums))
+    if missing := first_missing(unfinished, list(checksums)):
+        raise OSError(f"{missing} of another node is not there: --ckpt.path must be a folder that all nodes see")
     rng = {f"{rank}.{name}": value for rank, part in enumerate(parts) for name, value in part["rng"].items()}
     save_file(rng, os.path.join(unfinished, "rng.safetensors"))
     with open(os.path.join(unfinished, "state.json"), "w") as file:
@@ -135,16 +135,6 @@ def _finish(final: str, parts: list[dict], record: dict) -> None:
     os.rename(unfinished, final)
 
 
-def _wait_for_files(folder: str, names: list[str]) -> None:
-    end = time.monotonic() + _LAG
-    while missing := sorted(set(names) - set(os.listdir(folder))):
-        if time.monotonic() > end:
-            raise OSError(
-                f"{missing[0]} of another node is not there: --ckpt.path must be a folder that all nodes see"
-            )
-        time.sleep(0.5)
-
-
 def delete_checkpoint(path: str) -> None:
     """Delete a checkpoint, which is whole until it has another name."""
     os.rename(path, path + _UNFINISHED)
@@ -153,7 +143,11 @@ def delete_checkpoint(path: str) -> None:
 
 def read_state(checkpoint: str) -> dict:
     """``state.json`` of a whole checkpoint."""
-    with open(os.path.join(checkpoint, "state.json")) as file:
+    return _read_json(checkpoint, "state.json")
+
+
+def _read_json(checkpoint: str, name: str) -> dict:
+    with open(os.path.join(checkpoint, name)) as file:
         return json.load(file)
 
 
@@ -170,10 +164,15 @@ def load_checkpoint(checkpoint: str, engine, strategy: Strategy) -> dict:
     Raises:
         UserError: the checkpoint has other parameters.
     """
+    files = _read_json(checkpoint, _CHECKSUMS)
+    if missing := first_missing(checkpoint, list(files)):
+        # Another rank found it whole.
+        node = socket.gethostname()
+        raise UserError(f"{node} does not see {missing} of {checkpoint}: --ckpt.path must be one that all nodes see")
     record = read_state(checkpoint)
     state = EngineState(engine)
     _check_same_parameters(checkpoint, record["shapes"], _shapes(state))
-    pieces = _Pieces(checkpoint)
+    pieces = _Pieces(checkpoint, [name for name in files if name.startswith("trainable-")])
     for name, parameter in state.parameters():
         state.write(parameter, partial(pieces.read, name))
     state.updates = record["updates"]
@@ -217,10 +216,10 @@ def _check_same_parameters(checkpoint: str, saved: dict[str, list[int]], here: d
 class _Pieces:
     """The pieces that all ranks of another run wrote, memory-mapped."""
 
-    def __init__(self, checkpoint: str):
+    def __init__(self, checkpoint: str, names: list[str]):
         self._of: dict[str, list] = {}
-        for path in sorted(glob.glob(os.path.join(glob.escape(checkpoint), "trainable-*.safetensors"))):
-            file = safe_open(path, framework="pt").__enter__()
+        for path in names:
+            file = safe_open(os.path.join(checkpoint, path), framework="pt").__enter__()
             for key in file.keys():
                 name, _, start = key.rpartition("@")
                 self._of.setdefault(name, []).append((int(start), file.get_slice(key)))
@@ -235,19 +234,17 @@ class _Pieces:
         return result
 
 
-def newest_checkpoint(folder: str) -> str | None:
-    """The newest whole checkpoint in ``folder``, None where there is none at all; damaged ones are named.
+def newest_checkpoint(folder: str, strategy: Strategy) -> str | None:
+    """The newest whole checkpoint in ``folder``, None where there is none at all; damaged ones are named. Every rank
+    reads a share of the files. A collective call.
 
     Raises:
         UserError: there are checkpoints, and every one is damaged.
     """
-    if not os.path.isdir(folder):
-        return None
-    found = sorted((int(match[1]), match[0]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
     damages = []
-    for _, name in reversed(found):
+    for name in strategy.from_rank_0(lambda: _newest_first(folder)):
         path = os.path.join(folder, name)
-        damage = _damage(path)
+        damage = _damage(path, strategy)
         if damage is None:
             return path
         log.info(f"{path} is damaged and not used ({damage}): looking for the one before")
@@ -260,24 +257,54 @@ def newest_checkpoint(folder: str) -> str | None:
     return None
 
 
-def _damage(checkpoint: str) -> str | None:
-    """What is wrong with it; None where every file is what was written."""
+def _newest_first(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    found = sorted((int(match[1]), match[0]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
+    return [name for _, name in reversed(found)]
+
+
+def _damage(checkpoint: str, strategy: Strategy) -> str | None:
+    """What is wrong with it; None where every file is what was written. Collective: a rank reads every n-th file."""
+    damage, checksums = strategy.from_rank_0(lambda: _read_checksums(checkpoint))
+    if damage is not None:
+        return damage
+    found: list[str | None] = [None] * strategy.world_size
+    mine = sorted(checksums)[strategy.get_rank() :: strategy.world_size]
+    torch.distributed.all_gather_object(found, _damage_of_files(checkpoint, {name: checksums[name] for name in mine}))
+    return next((one for one in found if one is not None), None)
+
+
+def _read_checksums(checkpoint: str) -> tuple[str | None, dict[str, str]]:
+    """What is wrong with a checkpoint at the first look, else None and the checksums of its files."""
     try:
-        with open(os.path.join(checkpoint, _CHECKSUMS)) as file:
-            checksums = json.load(file)
-        for name, expected in checksums.items():
+        checksums = _read_json(checkpoint, _CHECKSUMS)
+        names = set(checksums)
+    except FileNotFoundError:
+        return f"{_CHECKSUMS} is missing: half copied, or of an earlier version", {}
+    except OSError as error:
+        return f"{_CHECKSUMS} cannot be read ({error.strerror})", {}
+    except (ValueError, TypeError):
+        return f"{_CHECKSUMS} is not what was written", {}
+    if missing := sorted(names - set(os.listdir(checkpoint))):
+        return f"{missing[0]} is missing", {}
+    if "trainable.safetensors" in names:
+        return "it is of an earlier version", {}
+    if "state.json" not in names or not isinstance(checksums, dict):
+        return f"{_CHECKSUMS} is not what was written", {}
+    return None, checksums
+
+
+def _damage_of_files(checkpoint: str, checksums: dict[str, str]) -> str | None:
+    if missing := first_missing(checkpoint, list(checksums)):
+        return f"{missing} is not there for {socket.gethostname()}"
+    for name, expected in checksums.items():
+        try:
             if file_sha256(os.path.join(checkpoint, name)) != expected:
                 return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        name = os.path.basename(error.filename)
-        return f"{name} is missing" + (": half copied, or of an earlier version" if name == _CHECKSUMS else "")
-    except OSError as error:
-        return f"{os.path.basename(error.filename or _CHECKSUMS)} cannot be read ({error.strerror})"
-    except (ValueError, AttributeError):
-        return f"{_CHECKSUMS} is not what was written"
-    if "trainable.safetensors" in checksums:
-        return "it is of an earlier version"
-    return None if "state.json" in checksums else f"{_CHECKSUMS} is not what was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
 
 
 def _drop_oldest(folder: str, max_num: int, max_gb: float) -> None:

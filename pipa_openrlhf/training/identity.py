@@ -214,18 +214,18 @@ class Start:
 
 
 def find_start(config: RunConfig, objective: Objective, strategy: Strategy) -> Start:
-    """Look for an earlier run on rank 0 and tell every rank. A collective call.
+    """Look for an earlier run, and tell every rank. A collective call.
 
     Raises:
         UserError: with ``--ckpt.load_enable``, the folders hold another run.
     """
-    return strategy.from_rank_0(lambda: _find_start(config, objective))
-
-
-def _find_start(config: RunConfig, objective: Objective) -> Start:
     if not config.ckpt.load_enable:
-        return Start(identify(config, objective))
-    checkpoint = newest_checkpoint(config.ckpt.folder)
+        return strategy.from_rank_0(lambda: Start(identify(config, objective)))
+    checkpoint = newest_checkpoint(config.ckpt.folder, strategy)
+    return strategy.from_rank_0(lambda: _find_start(config, objective, checkpoint))
+
+
+def _find_start(config: RunConfig, objective: Objective, checkpoint: str | None) -> Start:
     last_args = read_args(config.ckpt.output_dir)
     found = {}
     if checkpoint is not None:

@@ -19,6 +19,7 @@ from pipa_openrlhf.data.record import write_bad_rows
 from pipa_openrlhf.data.render import fix_template_date
 from pipa_openrlhf.data.samples import Joined, Samples
 from pipa_openrlhf.data.training_set import TrainingSet
+from pipa_openrlhf.distributed.shared_files import check_seen_by_all
 from pipa_openrlhf.distributed.strategy import Strategy, on_cpu, slow_dtype_hint
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model.fit import check_same_tokens, check_vocabulary
@@ -41,10 +42,10 @@ from pipa_openrlhf.training.export import (
     export_model,
     write_config,
 )
-from pipa_openrlhf.training.identity import Start, find_start
+from pipa_openrlhf.training.identity import RunIdentity, Start, find_start, identify
 from pipa_openrlhf.training.model_card import write_model_card
 from pipa_openrlhf.training.records import read_metrics
-from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, run_folders
+from pipa_openrlhf.training.run_folder import check_output_dir, claim_folders, read_by_all, run_folders
 from pipa_openrlhf.training.run_lock import alone_in
 from pipa_openrlhf.training.trainer import Callback, PreferenceTrainer
 
@@ -89,17 +90,52 @@ def train(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Result:
         Stopped: a callback wanted to; what was done is on disk.
         UserError: anything the user can put right.
     """
+    config, objective = checked(config)
+    for line in idle_flags(config):
+        log.info(line)
+    check_output_dir(config)
+    with _alone(config):
+        return _train_alone(config, objective, callbacks)
+
+
+def checked(config: RunConfig) -> tuple[RunConfig, Objective]:
+    """The config with one name for its prior, and its objective.
+
+    Raises:
+        UserError: the flags do not fit each other.
+    """
     config.check()
     objective = config.objective.make_objective(config)
     if objective.needs_prior:
         config = updated(config, {"prior.model_name_or_path": config.prior_path})
     if objective.needs_step_labels and config.data.annotation != "step":
         raise UserError(f"{objective.name} needs step labels: give --data.annotation step")
-    for line in idle_flags(config):
-        log.info(line)
-    check_output_dir(config)
-    with _alone(config):
-        return _train_alone(config, objective, callbacks)
+    return config, objective
+
+
+def score_prior(config: RunConfig, started: str | None = None) -> RunIdentity:
+    """Put the prior's log-probs of everything that a run will need into the cache, and train nothing. Every rank of a
+    process group calls it, as :func:`train`.
+
+    Args:
+        started: ISO time at which chat templates believe to be; None: now.
+
+    Returns:
+        What decides the run, its data included.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    config, objective = checked(config)
+    here, strategy = _join(config, objective)
+    identity = strategy.from_rank_0(lambda: identify(config, objective, started))
+    tokenizer, data = _read_inputs(config, objective, identity)
+    identity = Start(identity).with_data(data.train_set.fingerprint(), strategy).identity
+    if objective.needs_prior:
+        check_seen_by_all({"--prior.cache_dir": config.prior.cache_dir}, strategy)
+        cache = open_cache(here, strategy)
+        fill_from_separate_model(here, cache, data.scored, strategy, tokenizer.pad_token_id)
+    return identity
 
 
 @contextmanager
@@ -116,16 +152,10 @@ def _alone(config: RunConfig) -> Iterator[None]:
 
 
 def _train_alone(config: RunConfig, objective: Objective, callbacks: Sequence[Callback]) -> Result:
-    here = _for_this_machine(config)
-    strategy = Strategy(here, value_lr=config.value.lr if objective.needs_value_head else None)
-    strategy.setup_distributed()
+    here, strategy = _join(config, objective)
+    check_seen_by_all(read_by_all(config, objective.needs_prior), strategy)
     start = find_start(config, objective, strategy)
-    tokenizer = load_tokenizer(
-        config.model.path, not config.data.disable_fast_tokenizer, config.model.trust_remote_code
-    )
-    fix_template_date(tokenizer, start.identity.started)
-    data = _load_data(config, objective, tokenizer)
-    _check_tokens(config, objective, data.scored, tokenizer)
+    tokenizer, data = _read_inputs(config, objective, start.identity)
     start = start.with_data(data.train_set.fingerprint(), strategy)
     steps = config.train.max_epochs * math.ceil(data.train_set.num_units / config.train.batch_size)
     if start.finished:
@@ -161,6 +191,26 @@ def _train_alone(config: RunConfig, objective: Objective, callbacks: Sequence[Ca
         callbacks=tuple(callbacks),
     )
     return _fit(trainer, start, objective, folders, steps)
+
+
+def _join(config: RunConfig, objective: Objective) -> tuple[RunConfig, Strategy]:
+    """The config with what can run here, and the process group."""
+    here = _for_this_machine(config)
+    strategy = Strategy(here, value_lr=config.value.lr if objective.needs_value_head else None)
+    strategy.setup_distributed()
+    return here, strategy
+
+
+def _read_inputs(
+    config: RunConfig, objective: Objective, identity: RunIdentity
+) -> tuple[PreTrainedTokenizerBase, _Data]:
+    tokenizer = load_tokenizer(
+        config.model.path, not config.data.disable_fast_tokenizer, config.model.trust_remote_code
+    )
+    fix_template_date(tokenizer, identity.started)
+    data = _load_data(config, objective, tokenizer)
+    _check_tokens(config, objective, data.scored, tokenizer)
+    return tokenizer, data
 
 
 def idle_flags(config: RunConfig) -> list[str]:

@@ -116,6 +116,15 @@ def run_folders(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = N
     return [RunFolder(config.ckpt.output_dir, exported + inside)]
 
 
+def read_by_all(config: RunConfig, needs_prior: bool) -> dict[str, str]:
+    """Folders, by flag, in which ranks read what others wrote."""
+    folders = {"--prior.cache_dir": config.prior.cache_dir} if needs_prior else {}
+    if config.ckpt.load_enable or not config.ckpt.disable_ds:
+        flag = "--ckpt.path" if config.ckpt.path else "--ckpt.output_dir"
+        folders[flag] = config.ckpt.path or config.ckpt.output_dir
+    return folders
+
+
 def check_output_dir(config: RunConfig) -> None:
     """Refuse a folder that holds another run, unless told to resume or to delete it.
 

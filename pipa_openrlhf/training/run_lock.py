@@ -19,17 +19,20 @@ PATIENCE = 120.0
 
 
 @contextmanager
-def alone_in(folder: str) -> Iterator[None]:
+def alone_in(folder: str, flag: str = "--ckpt.output_dir") -> Iterator[None]:
     """Hold the lock of an output folder, after waiting for another run that does. On rank 0, before it looks inside.
 
     The lock is the system's: it ends with the process, however that ends. Where files cannot be locked, there is none.
+
+    Args:
+        flag: that names the folder.
 
     Raises:
         UserError: the other run is still there after ``PATIENCE`` seconds.
     """
     made = _make_folders(folder)
     path = os.path.join(folder, LOCK)
-    descriptor = _wait_for(path, folder)
+    descriptor = _wait_for(path, folder, flag)
     try:
         yield
     finally:
@@ -52,7 +55,7 @@ def _make_folders(folder: str) -> list[str]:
     return missing
 
 
-def _wait_for(path: str, folder: str) -> int:
+def _wait_for(path: str, folder: str, flag: str) -> int:
     end, has_said = time.monotonic() + PATIENCE, False
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -73,7 +76,7 @@ def _wait_for(path: str, folder: str) -> int:
         if time.monotonic() > end:
             raise UserError(
                 f"{folder} is being written to by a run that is still going ({holder}): wait for its end, end it, or "
-                "give another --ckpt.output_dir"
+                f"give another {flag}"
             )
         if not has_said:
             log.info(f"Waiting for the run that writes to {folder} ({holder})")

@@ -47,6 +47,12 @@ def test_a_config_comes_back_from_its_yaml(tmp_path, changes):
     assert flatten(parse("train_pipa", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_of_any_objective_comes_back_from_its_yaml(tmp_path, family):
+    config = updated(RunConfig(objective=FAMILIES[family]()), {"ckpt.output_dir": "/runs/one"})
+    assert flatten(parse("train", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
+
+
 def test_a_flags_former_name_still_works(tmp_path):
     """On the command line, in a file by hand, and in the config.yaml that a run of an earlier version left."""
     assert parse("train_pipa", []).train.share_prefixes is True

@@ -54,6 +54,7 @@ class Attempt:
         ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
         environment = {name: value for name, value in os.environ.items() if name not in ours}
         environment.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", XDG_CACHE_HOME=str(memory))
+        environment["RAY_worker_niceness"] = "0"  # elsewhere they give way to everybody, also on a shared machine
         # The launcher starts `python` from the search path.
         environment["PATH"] = f"{Path(words[0]).parent}:{environment['PATH']}"
         self.started = time.time()

@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from samples import random_samples
 from tiny import read_jsonl, run_in_process, train, write_jsonl
 
+from pipa_openrlhf import lag
 from pipa_openrlhf.data.samples import as_samples, sequence_key
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.prior.cache import PriorCache
+from pipa_openrlhf.prior.fill import fill_cache
 
 SAMPLES = random_samples([(3, 4), (2, 7), (0, 5), (4, 1)], 50)
 
@@ -74,6 +78,49 @@ def test_another_process_sees_new_shards_after_a_refresh(tmp_path):
     assert early.missing(as_samples(SAMPLES)).all()
     early.refresh()
     assert not early.missing(as_samples(SAMPLES)).any()
+
+
+class FirstOfTwo:
+    """Rank 0 of two, when the other one has ended its part."""
+
+    world_size = 2
+
+    def get_rank(self) -> int:
+        return 0
+
+    def barrier(self) -> None: ...
+
+    def all_reduce(self, tensor, op):
+        return tensor
+
+
+@pytest.mark.parametrize("after", [0.7, None])
+def test_a_pass_waits_for_the_shard_of_another_rank(tmp_path, monkeypatch, after):
+    """A file server shows it late, or never."""
+    monkeypatch.setattr(lag, "LAG", 60 if after else 0.3)
+    samples = as_samples(SAMPLES)
+    filled(tmp_path / "other", SAMPLES[2:])
+    (shard,) = (tmp_path / "other").rglob("*.safetensors")
+    cache = PriorCache(str(tmp_path / "cache"), "a" * 64, "fp32")
+    os.makedirs(cache.folder)
+    if after:
+        late = threading.Timer(after, os.rename, (shard, f"{cache.folder}/{shard.name}"))
+        late.start()
+    arguments = (
+        cache,
+        samples,
+        lambda batch: -torch.ones(2, 9),
+        FirstOfTwo(),
+        0,
+        [np.array([0, 1]), np.array([2, 3])],
+    )
+    if after is None:
+        with pytest.raises(UserError, match="^--prior.cache_dir must be one folder that every node sees"):
+            fill_cache(*arguments, "padded")
+        return
+    fill_cache(*arguments, "padded")
+    late.join()
+    assert not cache.missing(samples).any()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip a value", "flip a key", "empty", "text"])

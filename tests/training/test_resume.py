@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from deepspeed.runtime.fp16 import loss_scaler
 from safetensors.torch import load_file
 from tiny import read_jsonl, run_in_process, start_module, train, write_jsonl
 
+from pipa_openrlhf import lag
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import updated
-from pipa_openrlhf.training import checkpoint, export, run
+from pipa_openrlhf.training import checkpoint, export, run, trainer
 from pipa_openrlhf.training.engine_state import EngineState
 from pipa_openrlhf.training.run_folder import MANIFEST
 from pipa_openrlhf.training.trainer import Callback
@@ -171,7 +173,7 @@ def test_a_checkpoint_of_an_earlier_format_is_said_to_be_one(tmp_path):
     sums = {name: hashlib.sha256(b"{}").hexdigest() for name in ("trainable.safetensors", "state.json")}
     (before / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(UserError, match="earlier version"):
-        checkpoint.newest_checkpoint(str(tmp_path))
+        checkpoint.newest_checkpoint(str(tmp_path), SimpleNamespace(from_rank_0=lambda function: function()))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -193,6 +195,67 @@ def test_damaged_checkpoint_is_passed_over(small_run, tmp_path, capsys, file, ho
         assert f"({file} is not what was written)" in line
     assert any("after step 2 of 6" in line for line in said)
     assert losses(rows) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_two_ranks_pass_over_a_checkpoint_whose_damage_the_second_one_finds(small_run, two_ranks, tmp_path):
+    """Sorted by name, every second file is rank 1's."""
+    changes = {"ds.zero_stage": 2}
+    assert two_ranks("train_pipa", *small_run("whole", **changes)).returncode == 0
+    cut(tmp_path / "whole", tmp_path / "cut", 3)
+    newest = tmp_path / "cut" / "checkpoints" / "global_step3"
+    assert sorted(os.listdir(newest)).index("trainable-00001-00000.safetensors") == 4  # after checksums.json
+    damage(newest / "trainable-00001-00000.safetensors", "flip")
+    result = two_ranks("train_pipa", *small_run("cut", **changes), "--ckpt.load_enable")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "not used (trainable-00001-00000.safetensors is not what was written): looking" in result.stdout
+    assert "after step 2 of 6" in result.stdout
+    rows, expected = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("cut", "whole"))
+    assert losses(rows) == pytest.approx(losses(expected), rel=1e-6)
+
+
+class RankOf:
+    """One of several ranks that are called one after the other; what it tells the others is kept in ``told``."""
+
+    def __init__(self, rank: int, world_size: int):
+        self.world_size, self.get_rank, self.told = world_size, lambda: rank, []
+
+    def from_rank_0(self, function):
+        return function()
+
+    def all_gather_object(self, found: list, mine) -> None:
+        self.told.append(mine)
+        found[self.get_rank()] = mine
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_every_file_of_a_checkpoint_is_read_by_one_rank(tmp_path, monkeypatch, world_size):
+    names = [f"trainable-0000{number}-00000.safetensors" for number in range(4)] + ["rng.safetensors", "state.json"]
+    folder = tmp_path / "global_step3"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(name)
+    (folder / "checksums.json").write_text(
+        json.dumps({name: hashlib.sha256(name.encode()).hexdigest() for name in names})
+    )
+    (folder / "trainable-00002-00000.safetensors").write_text("another text")
+    read, told = [], []
+
+    def sha256(path):
+        read.append(os.path.basename(path))
+        return hashlib.sha256(open(path, "rb").read()).hexdigest()
+
+    monkeypatch.setattr(checkpoint, "file_sha256", sha256)
+    for rank in range(world_size):
+        one, before = RankOf(rank, world_size), len(read)
+        monkeypatch.setattr(torch.distributed, "all_gather_object", one.all_gather_object)
+        checkpoint._damage(str(folder), one)
+        told += one.told
+        assert len(read) - before <= -(-len(names) // world_size)
+    # Of a damaged file's rank, those after it are not read.
+    assert len(read) == len(set(read)) and set(read) | {"state.json", "trainable-00003-00000.safetensors"} >= set(
+        names
+    )
+    assert [one for one in told if one] == ["trainable-00002-00000.safetensors is not what was written"]
 
 
 def test_a_half_copied_checkpoint_is_passed_over(small_run, tmp_path, capsys):
@@ -217,6 +280,49 @@ def test_no_checkpoint_is_left_that_is_whole(small_run, tmp_path, capsys):
     assert "has no whole checkpoint (global_step6: trainable-00000-00000.safetensors is not what was written)" in error
     assert "--ckpt.overwrite" in error
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_a_checkpoint_waits_for_a_part_that_a_file_server_shows_late(tmp_path):
+    final = str(tmp_path / "global_step1")
+    os.makedirs(f"{final}.unfinished")
+    hidden = tmp_path / "trainable-00001-00000.safetensors"
+    hidden.write_text("of another node")
+    shown = f"{final}.unfinished/{hidden.name}"
+    digest = hashlib.sha256(hidden.read_bytes()).hexdigest()
+    parts = [{"checksums": {}, "rng": {}}, {"checksums": {hidden.name: digest}, "rng": {"torch": torch.zeros(1)}}]
+    late = threading.Timer(0.7, os.rename, (hidden, shown))
+    late.start()
+    checkpoint._finish(final, parts, {"step": 1})
+    late.join()
+    assert json.loads((tmp_path / "global_step1" / "checksums.json").read_text())[hidden.name] == digest
+
+
+def test_a_part_that_never_comes_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(lag, "LAG", 0.3)
+    os.makedirs(tmp_path / "global_step1.unfinished")
+    with pytest.raises(OSError, match="x.safetensors of another node is not there: --ckpt.path must be a folder"):
+        checkpoint._finish(str(tmp_path / "global_step1"), [{"checksums": {"x.safetensors": ""}, "rng": {}}], {})
+
+
+def test_a_rank_waits_for_a_checkpoint_that_another_one_sees(small_run, tmp_path, monkeypatch):
+    """Found whole by the ranks that read it; here a file of it is hidden between that and loading it."""
+    whole = train("train_pipa", *small_run("whole"))
+    cut(tmp_path / "whole", tmp_path / "cut", 3)
+    path = tmp_path / "cut" / "checkpoints" / "global_step3" / "trainable-00000-00000.safetensors"
+    load = checkpoint.load_checkpoint
+
+    def load_late(*arguments):
+        os.rename(path, tmp_path / "hidden")
+        late = threading.Timer(0.7, os.rename, (tmp_path / "hidden", path))
+        late.start()
+        try:
+            return load(*arguments)
+        finally:
+            late.join()
+
+    monkeypatch.setattr(trainer, "load_checkpoint", load_late)
+    rows = train("train_pipa", *small_run("cut"), "--ckpt.load_enable")
+    assert losses(rows) == pytest.approx(losses(whole), rel=1e-6)
 
 
 def test_unfinished_folder_is_ignored(small_run, tmp_path):
