@@ -71,7 +71,7 @@ def markdown(rows: Sequence[TrialRow]) -> str:
     line = "No trial has finished."
     if winner is not None:
         line = f"Best: trial {winner.trial} ({winner.name}), {_score(winner)}, in `{winner.folder}`."
-    order = sorted(rows, key=lambda row: (row.state == "failed", -1.0 if row.value is None else -row.value, row.trial))
+    order = sorted(rows, key=lambda row: (row.state == "failed", 1.0 if row.value is None else -row.value, row.trial))
     axes = list(rows[0].point)
     cells = [["trial", *axes, "result"], ["---"] * (len(axes) + 2)]
     cells += [[str(row.trial), *row.point.values(), _result(row)] for row in order]
