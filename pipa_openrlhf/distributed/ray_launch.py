@@ -40,7 +40,7 @@ class RaySettings:
         None,
         "of a cluster, or local: one of its own; unset: RAY_ADDRESS, one on this machine, or one of its own",
     )
-    wait_seconds: float = setting(60, "longest wait for the workers' resources", least=0)
+    wait_seconds: float = setting(60, "longest wait for the resources of all workers, or of one trial", least=0)
 
 
 @dataclass(frozen=True)

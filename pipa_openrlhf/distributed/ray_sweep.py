@@ -66,7 +66,7 @@ class TrialSettings:
         None,
         "of a cluster, or local: one of its own; unset: RAY_ADDRESS, one on this machine, or one of its own",
     )
-    wait_seconds: float = setting(60, "longest wait for the resources of one trial", least=0)
+    wait_seconds: float = setting(60, "longest wait for the resources of all workers, or of one trial", least=0)
 
 
 @dataclass(frozen=True)
