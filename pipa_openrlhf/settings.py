@@ -113,7 +113,8 @@ class Setting:
         if self.is_switch:
             return [f"--{self.name}"] if value else [f"--{self.negation}"] * bool(self.spec.negation)
         if isinstance(value, list | tuple):
-            return [f"--{self.name}", *map(str, value)]
+            # Where a flag takes one word or more, none is the default.
+            return [f"--{self.name}", *map(str, value)] if value or self.spec.nargs != "+" else []
         # One word: a value may begin with a dash.
         return [f"--{self.name}={str(value).lower() if isinstance(value, bool) else value}"]
 

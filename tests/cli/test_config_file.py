@@ -53,6 +53,12 @@ def test_a_config_of_any_objective_comes_back_from_its_yaml(tmp_path, family):
     assert flatten(parse("train", ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
 
 
+@pytest.mark.parametrize("module", ["sample", "evaluate"])
+def test_a_config_of_another_command_comes_back_from_its_yaml(tmp_path, module):
+    config = updated(new_config(module), {"model.model_name_or_path": "/models/one"})
+    assert flatten(parse(module, ["--config", write(tmp_path / "c.yaml", to_yaml(config))])) == flatten(config)
+
+
 def test_a_flags_former_name_still_works(tmp_path):
     """On the command line, in a file by hand, and in the config.yaml that a run of an earlier version left."""
     assert parse("train_pipa", []).train.share_prefixes is True
