@@ -294,6 +294,7 @@ def test_a_checkpoint_waits_for_a_part_that_a_file_server_shows_late(tmp_path):
     late.start()
     checkpoint._finish(final, parts, {"step": 1})
     late.join()
+    assert (tmp_path / "global_step1" / hidden.name).read_text() == "of another node"
     assert json.loads((tmp_path / "global_step1" / "checksums.json").read_text())[hidden.name] == digest
 
 
