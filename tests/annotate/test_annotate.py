@@ -6,9 +6,13 @@ import pytest
 import torch
 from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, write_jsonl
 
+from pipa_openrlhf.annotate.rollout import _row_maker
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.data.dataset import load_samples
+from pipa_openrlhf.evaluate.grading import Grader
 from pipa_openrlhf.generate import sampling
+from pipa_openrlhf.generate.problems import Problem
+from pipa_openrlhf.generate.sampling import Answer
 
 LEARNED = "1+1=2\n2*2=4\n#### 4"
 QUESTIONS = {"right": "4", "wrong": "6"}
@@ -163,6 +167,14 @@ def test_q_is_twice_the_share_less_one_and_goes_on_where_it_was_killed(annotate,
     assert path.read_bytes() == whole and (tmp_path / "steps.jsonl").read_bytes() == steps
     monkeypatch.setattr(sampling.Job, "load_model", lambda self: pytest.fail("there is nothing left to draw"))
     assert annotate(**random)[0] == 0
+
+
+def test_a_result_that_stands_in_the_beginning_is_the_answers():
+    problem = Problem("begun", "q", "4", None)
+    drawn = [Answer("or 5", True, 3), Answer("#### 5", True, 3), Answer("or 5", False, 3)]
+    with Grader() as grader:
+        [rows] = _row_maker(grader, {"begun": "so\n#### 4\n"})([(problem, drawn)])
+    assert [(row["label"], row["predicted"]) for row in rows] == [(True, "4"), (True, "4"), (False, None)]
 
 
 def test_right_answers_may_be_left_out(annotate, rollout_flags, tmp_path):
