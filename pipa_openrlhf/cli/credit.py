@@ -74,7 +74,8 @@ def main(config: CreditConfig) -> None:
     kernels = resolve_attention(config.ds.attn_implementation, dtype)
 
     def load(path: str):
-        return load_causal_lm(path, dtype_of(dtype), kernels, remote).to(device()).eval()
+        model = load_causal_lm(path, dtype_of(dtype), kernels, remote).eval()
+        return model.to(device())
 
     policy = load(path)
     # DPO and KTO train no value head.

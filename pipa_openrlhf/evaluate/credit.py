@@ -79,10 +79,12 @@ def _of_response(of_later: "torch.Tensor | np.ndarray", sample: Sample) -> Numbe
 
 def token_texts(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
     """The prompt, and the text of each response token. A character of several tokens stands with the last of them."""
-    texts, shown = [], ""
+    texts: list[str] = []
+    shown = ""
     for end in range(sample.prompt_len, len(sample.input_ids) + 1):
         # Decoding a token on its own would lose the space that some tokenizers put in front.
-        whole = tokenizer.decode(sample.input_ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        ids = sample.input_ids[:end]
+        whole = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if end < len(sample.input_ids):
             whole = whole.rstrip("\ufffd")
         texts.append(whole[len(shown) :])
