@@ -1,7 +1,7 @@
 """Draw next tokens, each by one number in [0, 1).
 
-``torch.multinomial``, which generate() uses, draws a random number for every token of the vocabulary: on a CPU and a
-small model that takes as long as the model.
+``torch.multinomial``, which generate() uses, draws a random number for every token of the vocabulary, which on a CPU
+shows beside a small model.
 """
 
 from typing import Any, cast
