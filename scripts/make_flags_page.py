@@ -13,7 +13,7 @@ Every flag of every module, a column a module. The settings themselves are datac
 the `config.py` of `pipa_openrlhf/data/`, `generate/` and `annotate/`, and beside each loss in
 `pipa_openrlhf/objectives/`; this page is written by `python scripts/make_flags_page.py`. The `train_*` modules take
 every flag of OpenRLHF's `train_dpo` with its meaning and default; the exceptions are in
-[method.md](method.md#where-we-differ-from-openrlhf).
+[from_openrlhf.md](from_openrlhf.md#flags-that-differ).
 `train` takes the flags of the family that `--objective` names, here PIPA's.
 
 """
