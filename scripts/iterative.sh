@@ -7,21 +7,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=false rounds="" prior=previous by=words start="" seed=0 work=""
-while [ $# -gt 0 ]; do
+prior=previous by=words
+own_flags="--prior, --annotate, "
+own_flag() {
   case "$1" in
-    --fast) fast=true ;;
-    --rounds) rounds=${2:?--rounds needs a number}; shift ;;
-    --prior) prior=${2:?--prior is previous or first}; shift ;;
-    --annotate) by=${2:?--annotate is words, rule or rollout}; shift ;;
-    --start) start=${2:?--start needs a model}; shift ;;
-    --seed) seed=${2:?--seed needs a number}; shift ;;
-    --work) work=${2:?--work needs a folder}; shift ;;
-    *) echo "error: unknown argument $1 (use --fast, --rounds, --prior, --annotate, --start, --seed or --work)" >&2; exit 1 ;;
+    --prior) prior=$2 ;;
+    --annotate) by=$2 ;;
+    *) return 1 ;;
   esac
-  shift
-done
+}
 source scripts/loop.sh
+read_flags "$@"
 check_loop
 case "$prior" in
   previous | first) ;;

@@ -1,6 +1,27 @@
 # Sourced by scripts that train on a model's own answers in rounds: what such rounds are made of.
 
-# check_loop: the flags that every loop has, and sizes. Sets short (a part of the folder's name), start and rounds.
+# read_flags FLAGS...: sets fast, rounds, start, seed and work. A script's own flags go to its function own_flag NAME VALUE,
+# which fails on a name that it does not know; own_flags lists them for the message.
+read_flags() {
+  fast=false rounds="" start="" seed=0 work=""
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --fast) fast=true; shift; continue ;;
+      --rounds) rounds=${2:?--rounds needs a number} ;;
+      --start) start=${2:?--start needs a model} ;;
+      --seed) seed=${2:?--seed needs a number} ;;
+      --work) work=${2:?--work needs a folder} ;;
+      *)
+        if ! own_flag "$1" "${2:-}"; then
+          echo "error: unknown argument $1 (use --fast, --rounds, $own_flags--start, --seed or --work)" >&2
+          exit 1
+        fi ;;
+    esac
+    shift 2 || break
+  done
+}
+
+# check_loop: sizes, and what the flags of every loop must be. Sets short (a part of the folder's name), start and rounds.
 check_loop() {
   if $fast; then
     short=-fast rounds=${rounds:-2} problems=12 test=12 batch=16

@@ -7,19 +7,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=false rounds="" start="" seed=0 work=""
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --fast) fast=true ;;
-    --rounds) rounds=${2:?--rounds needs a number}; shift ;;
-    --start) start=${2:?--start needs a model}; shift ;;
-    --seed) seed=${2:?--seed needs a number}; shift ;;
-    --work) work=${2:?--work needs a folder}; shift ;;
-    *) echo "error: unknown argument $1 (use --fast, --rounds, --start, --seed or --work)" >&2; exit 1 ;;
-  esac
-  shift
-done
+own_flags=""
+own_flag() { return 1; }
 source scripts/loop.sh
+read_flags "$@"
 check_loop
 work=${work:-runs/verifiable$short-seed$seed}
 
