@@ -75,6 +75,7 @@ class Row:
         rate_of: the row whose learning rate is taken; None: the best of the grid is chosen for this one.
         data: the stage that makes its answers, with ``SEED`` for the seed.
         needs: further stages that ``flags`` name.
+        value_rate: learning rate of the value head, in the policy's.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Row:
     rate_of: str | None = None
     data: str = "answers_seedSEED"
     needs: tuple[str, ...] = ()
+    value_rate: float = 10
 
     @property
     def is_pipa(self) -> bool:
@@ -194,7 +196,7 @@ def training(row: Row, rate: float, seed: int, sizes: Sizes) -> Stage:
     data = row.data.replace("SEED", str(seed))
     flags: dict[str, Any] = {"train.seed": seed, **_of_seed(row.flags, seed)}
     if row.is_pipa and "pipa.fixed_value" not in flags:
-        flags["value.lr"] = 10 * rate
+        flags["value.lr"] = row.value_rate * rate
     if row.module == "train_dpo":
         flags["train.batch_size"] = sizes.batch_size // 2  # of pairs
     if row.module == "train_sft":

@@ -62,8 +62,20 @@ def imbalance() -> list[Row]:
     return _on_data(("ratio0.125", "ratio0.5", "ratio1", "ratio2", "ratio8"))
 
 
+def beyond() -> list[Row]:
+    """Not in the paper: losses that are means over tokens, and a value head that learns ten times as fast."""
+    groups = ("paired_answer", "unpaired_answer", "unpaired_step")
+    names = [f"{group}_pipa_{variant}" for group in groups for variant in "mn"]
+    means = [
+        _like(name, mean, mean.replace("_", " "), {"pipa.loss_reduction": mean})
+        for mean in ("sequence_mean", "token_mean")
+        for name in names
+    ]
+    return means + [_like(name, "fast_g", "fast g", value_rate=100) for name in names]
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance)
+    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance, beyond)
 }
 
 
