@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from pipa_openrlhf.data.render import use_chat_template
 from pipa_openrlhf.data.tokenise import encode
@@ -33,6 +34,8 @@ from pipa_openrlhf.prior.cache import weights_id
 from pipa_openrlhf.remembered import user_cache_dir
 
 log = logging.getLogger(__name__)
+
+_LEAST_SHARED = 16
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,15 @@ def _batch_seed(seed: int, prompts: list[str]) -> int:
 def _sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], settings: SamplingSettings
 ) -> list[list[Answer]]:
-    encoded: Any = {"input_ids": encode(prompts, tokenizer)}
-    inputs = tokenizer.pad(encoded, padding_side="left", return_tensors="pt")
-    ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
-    cache = _prompt_cache(model, ids, mask, settings.num_samples)
+    encoded = cast(list[list[int]], encode(prompts, tokenizer))  # prompts that have none are refused before
+    shared = shared_tokens(encoded) if _keeps_every_token(model) else 0
+    rests: Any = {"input_ids": [prompt[shared:] for prompt in encoded]}
+    inputs = tokenizer.pad(rests, padding_side="left", return_tensors="pt")
+    # What all prompts begin with stands before the padding, so that it has the same columns in every row.
+    begin = torch.tensor([encoded[0][:shared]] * len(encoded), dtype=torch.long)
+    ids = torch.cat([begin, inputs.input_ids], dim=1).to(model.device)
+    mask = torch.cat([torch.ones_like(begin), inputs.attention_mask], dim=1).to(model.device)
+    cache = _prompt_cache(model, ids, mask, shared, settings.num_samples)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
     generate: Any = model.generate  # of a mixin that only language models have
     drawing = [DrawToken(settings.temperature, settings.top_p)] if settings.temperature > 0 else []
@@ -127,21 +135,49 @@ def _sample(
     return [answers[start : start + settings.num_samples] for start in range(0, len(answers), settings.num_samples)]
 
 
+def shared_tokens(prompts: list[list[int]]) -> int:
+    """How many tokens to compute once for all prompts: worked examples, or a system message.
+
+    0 where they are so few that another pass through the model costs more. Every prompt keeps its last token.
+    """
+    first, last = min(prompts), max(prompts)  # what these two begin with, all do
+    shortest = min(map(len, prompts)) - 1
+    length = next((at for at, pair in enumerate(zip(first, last)) if pair[0] != pair[1]), shortest)
+    return min(length, shortest) if len(prompts) > 1 and length >= _LEAST_SHARED else 0
+
+
+def _keeps_every_token(model: PreTrainedModel) -> bool:
+    """Not the state of a recurrence, which padding in the middle would change, nor a window of so many columns."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 def _prompt_cache(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, num_samples: int
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, shared: int, num_samples: int
 ) -> DynamicCache | None:
-    """Keys and values of all prompt tokens but the last, computed once for all samples of a prompt."""
-    if num_samples == 1 or ids.shape[1] == 1:
-        return None
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    """Keys and values of what is computed once.
+
+    That is the first ``shared`` columns, for all prompts, and the others but the last, for all samples of a prompt.
+    """
     cache = DynamicCache(config=model.config)
-    model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, :-1],
-        past_key_values=cache,
-        logits_to_keep=1,
-    )
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def add(rows: int, columns: slice) -> None:
+        model(
+            input_ids=ids[:rows, columns],
+            attention_mask=mask[:rows, : columns.stop],
+            position_ids=positions[:rows, columns],
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+
+    if shared > 0:
+        add(1, slice(0, shared))
+        cache.batch_repeat_interleave(len(ids))
+    last = ids.shape[1] - 1
+    if num_samples > 1 and last > shared:
+        add(len(ids), slice(shared, last))
+    if shared == 0 and (num_samples == 1 or last == 0):
+        return None
     cache.batch_repeat_interleave(num_samples)
     return cache
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches
+from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches, shared_tokens
 
 PROMPTS = ["12 + 7?\n", "a much longer prompt than the others: 3 * 4?\n", "x", "19 * 3?\n"]
 
@@ -41,10 +41,10 @@ def parts():
     return make_model(), make_tokenizer()
 
 
-def run(parts, settings, batches=None):
+def run(parts, settings, batches=None, prompts=PROMPTS):
     answers = {}
-    batches = plan_batches(PROMPTS, settings) if batches is None else batches
-    for batch, found in sample_batches(*parts, PROMPTS, batches, settings):
+    batches = plan_batches(prompts, settings) if batches is None else batches
+    for batch, found in sample_batches(*parts, prompts, batches, settings):
         answers.update(zip(batch, found, strict=True))
     return answers
 
@@ -66,6 +66,68 @@ def test_greedy_answers_do_not_depend_on_batch_padding_or_shared_prompt_pass(par
     answers = run(parts, settings)
     for index, prompt in enumerate(PROMPTS):
         assert [answer.text for answer in answers[index]] == [greedy_by_hand(parts, prompt, 12)] * num_samples
+
+
+SHOTS = "2 + 2?\n4\n\n3 + 1?\n4\n\n"
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+@pytest.mark.parametrize("prompts", [[SHOTS + prompt for prompt in PROMPTS], [SHOTS, SHOTS + "5?\n"], [SHOTS] * 2])
+def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(parts, num_samples, prompts):
+    model, tokenizer = parts
+    computed = []
+
+    def note(_module, _args, inputs):
+        computed.append(inputs["input_ids"].numel())
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    answers = run(parts, SamplingSettings(num_samples=num_samples, max_new_tokens=12), prompts=prompts)
+    handle.remove()
+    for index, prompt in enumerate(prompts):
+        assert [answer.text for answer in answers[index]] == [greedy_by_hand(parts, prompt, 12)] * num_samples
+    prompt_tokens = sum(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    saved = (len(prompts) - 1) * (len(SHOTS) - 1)
+    padding = len(prompts) * max(map(len, prompts)) - sum(map(len, prompts))
+    drawn = 12 * len(prompts) * num_samples  # the last prompt token of each sample among them
+    assert sum(computed) <= prompt_tokens - saved + padding + drawn
+
+
+@pytest.mark.parametrize(
+    "prompts, shared",
+    [
+        ([[1] * 20 + [2], [1] * 20 + [3, 4]], 20),
+        ([[1] * 20, [1] * 20], 19),
+        ([[1] * 17, [1] * 30], 16),
+        ([[1] * 16, [1] * 30], 0),
+        ([[1] * 15 + [2], [1] * 15 + [3]], 0),
+        ([[1] * 40], 0),
+        ([[5] * 20 + [1], [5] * 20 + [9], [5] * 18 + [7] * 9], 18),
+    ],
+)
+def test_shared_tokens(prompts, shared):
+    assert shared_tokens(prompts) == shared
+
+
+def test_a_sliding_window_is_left_as_it_is():
+    """Its columns would count the padding."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        sliding_window=24,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    parts = MistralForCausalLM(config).eval(), make_tokenizer()
+    prompts = [SHOTS + prompt for prompt in PROMPTS]
+    answers = run(parts, SamplingSettings(max_new_tokens=12), prompts=prompts)
+    for index, prompt in enumerate(prompts):
+        assert answers[index][0].text == greedy_by_hand(parts, prompt, 12)
 
 
 def test_every_prompt_is_in_one_batch_longest_first():
