@@ -82,7 +82,8 @@ class Plan:
         words = shlex.split(line)
         if PAIRS in words:
             return self._pairs(parse(PairsConfig, words[words.index(PAIRS) + 1 :]))
-        place = next(index for index, word in enumerate(words) if word.startswith(PREFIX))
+        # The last one: a launcher of this package may stand before it.
+        place = max(index for index, word in enumerate(words) if word.startswith(PREFIX))
         config = parse(words[place].removeprefix(PREFIX), words[place + 1 :])
         if isinstance(config, RunConfig):
             return self._training(config)

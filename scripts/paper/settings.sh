@@ -30,17 +30,18 @@ alphamath=${ALPHAMATH:-MARIO-Math-Reasoning/AlphaMath-Trainset}
 gsm8k=${GSM8K:-openai/gsm8k@main}
 math=${MATH:-DigitalLearningGmbH/MATH-lighteval}
 read -ra regrade <<< "${REGRADE:+--regrade $REGRADE}"
-read -ra launch <<< "${LAUNCH:-deepspeed --module}"
 
 # What comes last wins: at toy size the same commands end in these flags.
 batch=256 sft_batch=1024 toy_train=() toy_evaluate=()
 if [ -n "$toy" ]; then
   work=$work/toy  # what is done there is not done at full size
-  base=$toy/model alphamath=$toy/alphamath.json gsm8k=$toy/gsm8k.jsonl math=$toy/math.jsonl launch=(python -m)
+  base=$toy/model alphamath=$toy/alphamath.json gsm8k=$toy/gsm8k.jsonl math=$toy/math.jsonl LAUNCH=${LAUNCH:-python -m}
   batch=8 sft_batch=4
   toy_train=(--data.max_samples 16 --data.max_len 512 --train.max_epochs 1 --ds.param_dtype fp32 --ds.zero_stage 0)
   toy_evaluate=(--problems.max 2 --evaluate.max_new_tokens 8 --ds.param_dtype fp32)
 fi
+
+read -ra launch <<< "${LAUNCH:-deepspeed --module}"
 
 folder=$work/$model data_folder=$work/data
 sft=$folder/sft

@@ -246,6 +246,28 @@ def test_the_commands_run_at_toy_size_to_the_filled_table(toy, capfd):
     assert untouched.count(" / -") == 4
 
 
+RAY = "python -m pipa_openrlhf.cli.launch_ray --ray.num_workers 2 --"
+
+
+@pytest.mark.slow
+def test_training_runs_as_a_ray_job_where_the_launcher_says_so(toy, monkeypatch):
+    monkeypatch.setenv("LAUNCH", RAY)
+    done = run("sft.sh", "--toy", toy, "--work", toy / "work", timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    command = (toy / "work" / "toy" / "deepseek" / "done" / "sft").read_text()
+    assert f"{RAY} pipa_openrlhf.cli.train_sft" in command
+    assert len(read_jsonl(toy / "work" / "toy" / "deepseek" / "sft" / "metrics.jsonl")) == 2
+
+
+def test_a_dry_run_looks_behind_the_launcher(monkeypatch):
+    def estimates() -> list[str]:
+        return [line for line in run("sft.sh", "--dry_run").stdout.splitlines() if "GPU-hours" in line]
+
+    with_deepspeed = estimates()
+    monkeypatch.setenv("LAUNCH", RAY)
+    assert estimates() == with_deepspeed != []
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
