@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=false work="" rate=4e-4
+fast=false work="" rate=2e-4
 while [ $# -gt 0 ]; do
   case "$1" in
     --fast) fast=true ;;
@@ -15,8 +15,12 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if $fast; then work=${work:-runs/quickstart-fast-seed0} epochs=3; else work=${work:-runs/quickstart-seed0} epochs=1; fi
-for needed in label_steps evaluate_sft; do
+if $fast; then
+  work=${work:-runs/quickstart-fast-seed0} epochs=3 batch=16
+else
+  work=${work:-runs/quickstart-seed0} epochs=2 batch=64
+fi
+for needed in label_steps evaluate_own_right; do
   if [ ! -e "$work/done/$needed" ]; then
     echo "error: $work has no finished quickstart: run bash scripts/quickstart.sh with the same --fast and --work" >&2
     exit 1
@@ -41,28 +45,28 @@ objectives=(
   "Step-KTO-per_step|train_kto|step|--kto.step_loss per_step"
 )
 prompt=(--data.input_template $'{}\n' --ds.param_dtype "$dtype")
-evaluations=("SFT=$work/evaluate_sft") runs=()
+evaluations=("SFT on its own right answers=$work/evaluate_own_right") runs=()
 
 for row in "${objectives[@]}"; do
   IFS='|' read -r name module annotation own <<< "$row"
   run=$out/${name}_$annotation
   # All train on the same answers: each right one matched with a wrong one; PIPA and KTO take the pairs apart.
-  # A pair is two answers, so that a step sees 16 answers whatever the objective.
-  if [ "$module" = train_dpo ]; then size=8; else size=16; fi
+  # A pair is two answers, so that a step sees as many answers whatever the objective.
+  if [ "$module" = train_dpo ]; then size=$((batch / 2)); else size=$batch; fi
   read -ra own_flags <<< "$own"
   stage "$out" "train_${name}_$annotation" "${launch[@]}" "pipa_openrlhf.cli.$module" --data.annotation "$annotation" \
     ${own_flags[@]+"${own_flags[@]}"} --data.pairing match --data.dataset "$work/answers.jsonl" \
-    --model.model_name_or_path "$work/sft" "${prompt[@]}" --ds.lora.rank 64 --ds.lora.alpha 16 \
+    --model.model_name_or_path "$work/own_right" "${prompt[@]}" --ds.lora.rank 64 --ds.lora.alpha 64 \
     --train.batch_size $size --train.micro_batch_size $size --train.max_epochs $epochs --adam.lr "$rate" \
     --prior.cache_dir "$work/prior_cache" --ckpt.output_dir "$run" --ckpt.load_enable --ckpt.save_steps 40
   stage "$out" "evaluate_${name}_$annotation" python -m pipa_openrlhf.cli.evaluate --model.model_name_or_path "$run" \
     --problems.file "$work/problems/test.jsonl" --evaluate.output_dir "${run}_evaluation" \
-    "${prompt[@]}" --evaluate.max_new_tokens 32
+    "${prompt[@]}" --evaluate.max_new_tokens 24
   evaluations+=("$name ($annotation)=${run}_evaluation") runs+=("$name ($annotation)=$run")
 done
 
 commands_of "$out" > "$out/commands.txt"
 echo "== report"
 python -m pipa_openrlhf.cli.report --report.title "Every objective on the same answers, learning rate $rate" \
-  --report.evaluations "${evaluations[@]}" --report.baseline SFT --report.runs "${runs[@]}" \
+  --report.evaluations "${evaluations[@]}" --report.baseline "SFT on its own right answers" --report.runs "${runs[@]}" \
   --report.commands "$out/commands.txt" --report.output "$out/report.html"

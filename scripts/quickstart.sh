@@ -84,6 +84,14 @@ all=$(wc -l < "$work/words.jsonl") right=$(grep -c '"answer_label": true' "$work
 train more_sft train_sft "$start" --data.dataset "$work/answers.jsonl" "${lora[@]}" "${batch[@]}" \
   --train.max_epochs $(((2 * all + right - 1) / right)) --adam.lr 2e-4
 evaluate more_sft "$work/more_sft"
+# DPO takes pairs: each right answer with a wrong one to the same problem. Every method has an SFT term of weight 1, and
+# a learning rate that was chosen on another seed.
+train dpo train_dpo "$start" --data.dataset "$work/answers.jsonl" --data.pairing match "${lora[@]}" "${cache[@]}" \
+  --train.batch_size 32 --train.micro_batch_size 32 --train.max_epochs 2 --model.nll_loss_coef 1 --adam.lr 5e-5
+evaluate dpo "$work/dpo"
+train kto train_kto "$start" --data.dataset "$work/answers.jsonl" "${lora[@]}" "${batch[@]}" "${cache[@]}" \
+  --train.max_epochs 2 --kto.sft_coef 1 --adam.lr 1e-4
+evaluate kto "$work/kto"
 for variant in m n; do
   train pipa_$variant train_pipa "$start" --pipa.variant $variant "${words[@]}" "${lora[@]}" "${batch[@]}" "${cache[@]}" \
     --train.max_epochs 2 --pipa.sft_coef 1 --adam.lr 2e-4 --value.lr 2e-3
@@ -93,12 +101,13 @@ done
 commands_of "$work" > "$work/commands.txt"
 echo "== report"
 evaluations=("base=$work/evaluate_base" "SFT=$work/evaluate_sft" "SFT on its own right answers=$work/evaluate_own_right"
-  "more of that SFT=$work/evaluate_more_sft" "PIPA-M (step)=$work/evaluate_pipa_m" "PIPA-N (step)=$work/evaluate_pipa_n")
+  "more of that SFT=$work/evaluate_more_sft" "DPO=$work/evaluate_dpo" "KTO=$work/evaluate_kto"
+  "PIPA-M (step)=$work/evaluate_pipa_m" "PIPA-N (step)=$work/evaluate_pipa_n")
 # Against the model that the methods start from, and against more SFT.
 for baseline in "SFT on its own right answers" "more of that SFT"; do
   if [ "$baseline" = "more of that SFT" ]; then output=report_against_more_sft.html; else output=report.html; fi
   python -m pipa_openrlhf.cli.report --report.title "SmolLM2-135M on arithmetic word problems" \
     --report.evaluations "${evaluations[@]}" --report.baseline "$baseline" \
-    --report.runs "PIPA-M (step)=$work/pipa_m" "PIPA-N (step)=$work/pipa_n" \
+    --report.runs "DPO=$work/dpo" "KTO=$work/kto" "PIPA-M (step)=$work/pipa_m" "PIPA-N (step)=$work/pipa_n" \
     --report.commands "$work/commands.txt" --report.output "$work/$output" --report.pictures "$work/pictures"
 done

@@ -10,10 +10,9 @@ from recipes.word_problems.problems import generate_problems
 
 @pytest.fixture
 def finished_quickstart(tmp_path):
-    """What the script needs of a quickstart, with tiny models for SFT's and answers made from the worked ones."""
-    for name in ("sft", "own_right"):
-        make_model(0, initializer_range=0.05).save_pretrained(tmp_path / name)
-        make_tokenizer().save_pretrained(tmp_path / name)
+    """What the script needs of a quickstart, with a tiny model for its own and answers made from the worked ones."""
+    make_model(0, initializer_range=0.05).save_pretrained(tmp_path / "own_right")
+    make_tokenizer().save_pretrained(tmp_path / "own_right")
     problems = list(islice(generate_problems("sample", 0, 2), 24))
     (tmp_path / "problems").mkdir()
     rows = [
@@ -31,15 +30,15 @@ def finished_quickstart(tmp_path):
             )
     write_jsonl(tmp_path / "answers.jsonl", answers)
     evaluation = {
-        "model.model_name_or_path": tmp_path / "sft",
+        "model.model_name_or_path": tmp_path / "own_right",
         "problems.file": test_file,
-        "evaluate.output_dir": tmp_path / "evaluate_sft",
+        "evaluate.output_dir": tmp_path / "evaluate_own_right",
         "data.input_template": "{}\n",
         "ds.param_dtype": "fp32",
         "evaluate.max_new_tokens": 40,
     }
     assert run_in_process("evaluate", *flags(evaluation)) == 0
     (tmp_path / "done").mkdir()
-    for name in ("label_steps", "evaluate_sft", "own_right"):
+    for name in ("label_steps", "own_right", "evaluate_own_right"):
         (tmp_path / "done" / name).write_text(f"# {name}: 0 s\n")
     return tmp_path

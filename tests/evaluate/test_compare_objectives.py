@@ -53,7 +53,7 @@ def test_it_compares_every_objective_and_is_not_run_twice(run_script, finished_q
     for name in RUNS:
         assert_trained(out / name)
     table = first.stdout[first.stdout.index("== report") :]
-    for name in ("SFT", *(" (".join(run.rsplit("_", 1)) + ")" for run in RUNS)):
+    for name in ("SFT on its own right answers", *(" (".join(run.rsplit("_", 1)) + ")" for run in RUNS)):
         assert name in table
     again = run_script("compare_objectives.sh", "--fast", "--work", work, "--lr", "1e-3", timeout=120)
     assert again.returncode == 0 and again.stdout.count("done before") == 2 * len(RUNS)

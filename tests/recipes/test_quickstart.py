@@ -16,8 +16,9 @@ def test_fast_form_ends_in_a_report_and_is_not_run_twice(run_script, fast_quicks
     work, output = fast_quickstart
     for name in ("report.html", "report_against_more_sft.html"):
         page = (work / name).read_text()
-        for text in ("own right answers", "more of that SFT", "PIPA-M (step)", "PIPA-N (step)", "cli.train_pipa"):
+        for text in ("own right answers", "more of that SFT", "DPO", "KTO", "PIPA-M (step)", "PIPA-N (step)"):
             assert text in page
+        assert "cli.train_pipa" in page
     assert {path.name for path in (work / "pictures").iterdir()} == {"accuracy.svg", "value_model.svg", "rewards.svg"}
     for variant in "mn":
         assert_value_model_learned(work / f"pipa_{variant}")
