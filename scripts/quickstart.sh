@@ -53,7 +53,6 @@ if [ "$device" = cpu ] && [ "$cores" -ge 2 ]; then
   lanes=2
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / 2))}
 fi
-mkdir -p "$work/logs"
 echo "== rows of the table, $lanes at a time; their progress is in $work/logs"
 rows=(more_sft kto pipa_m pipa_n dpo base own_right sft)  # the longest first
 printf '%s\n' "${rows[@]}" | xargs -n 1 -P $lanes bash scripts/quickstart_row.sh "$work" "$seed"

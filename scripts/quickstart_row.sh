@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # A row of the quickstart's table: the training of its model, where quickstart.sh has not trained it, and its evaluation.
 # Called by quickstart.sh:  bash scripts/quickstart_row.sh WORK SEED ROW
+# Two rows that quickstart.sh leaves out tell what labels of words are worth: step_kto has them, pipa_n_answer has not.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=$1 seed=$2 row=$3
 stage_log=$work/logs/$row.log
+mkdir -p "$work/logs"
 source scripts/stages.sh > /dev/null
 source scripts/quickstart_commands.sh
 
@@ -15,7 +17,8 @@ answers=(--data.dataset "$work/answers.jsonl")
 words=(--data.dataset "$work/words.jsonl" --data.annotation step --data.step_separator "")
 batch=(--train.batch_size 64 --train.micro_batch_size 64)
 method=("${lora[@]}" --prior.cache_dir "$work/prior_cache" --train.max_epochs 2)
-pipa=("${words[@]}" "${method[@]}" "${batch[@]}" --pipa.sft_coef 1 --adam.lr 2e-4 --value.lr 2e-3)
+kto=("${method[@]}" "${batch[@]}" --kto.sft_coef 1 --adam.lr 1e-4)
+pipa=("${method[@]}" "${batch[@]}" --pipa.sft_coef 1 --adam.lr 2e-4 --value.lr 2e-3)
 
 case "$row" in
   base)
@@ -35,8 +38,11 @@ case "$row" in
     # It takes pairs: each right answer with a wrong one to the same problem.
     train dpo train_dpo "$start" "${answers[@]}" --data.pairing match "${method[@]}" --train.batch_size 32 \
       --train.micro_batch_size 32 --model.nll_loss_coef 1 --adam.lr 5e-5 ;;
-  kto) train kto train_kto "$start" "${answers[@]}" "${method[@]}" "${batch[@]}" --kto.sft_coef 1 --adam.lr 1e-4 ;;
-  pipa_m) train pipa_m train_pipa "$start" --pipa.variant m "${pipa[@]}" ;;
-  pipa_n) train pipa_n train_pipa "$start" --pipa.variant n "${pipa[@]}" ;;
+  kto) train kto train_kto "$start" "${answers[@]}" "${kto[@]}" ;;
+  step_kto) train step_kto train_kto "$start" "${words[@]}" "${kto[@]}" ;;
+  pipa_m) train pipa_m train_pipa "$start" --pipa.variant m "${words[@]}" "${pipa[@]}" ;;
+  pipa_n) train pipa_n train_pipa "$start" --pipa.variant n "${words[@]}" "${pipa[@]}" ;;
+  pipa_n_answer) train pipa_n_answer train_pipa "$start" --pipa.variant n "${answers[@]}" "${pipa[@]}" ;;
+  *) echo "error: no row is called $row" >&2; exit 1 ;;
 esac
 evaluate "$row" "$folder" ${own[@]+"${own[@]}"}
