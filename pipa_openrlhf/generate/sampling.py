@@ -30,6 +30,7 @@ from pipa_openrlhf.model.loading import (
     resolve_attention,
     use_modelscope,
 )
+from pipa_openrlhf.model.output_head import only_accepted
 from pipa_openrlhf.prior.cache import weights_id
 from pipa_openrlhf.remembered import user_cache_dir
 
@@ -114,14 +115,11 @@ def _sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], settings: SamplingSettings
 ) -> list[list[Answer]]:
     encoded = cast(list[list[int]], encode(prompts, tokenizer))  # prompts that have none are refused before
-    shared = shared_tokens(encoded) if _keeps_every_token(model) else 0
-    rests: Any = {"input_ids": [prompt[shared:] for prompt in encoded]}
-    inputs = tokenizer.pad(rests, padding_side="left", return_tensors="pt")
-    # What all prompts begin with stands before the padding, so that it has the same columns in every row.
-    begin = torch.tensor([encoded[0][:shared]] * len(encoded), dtype=torch.long)
-    ids = torch.cat([begin, inputs.input_ids], dim=1).to(model.device)
-    mask = torch.cat([torch.ones_like(begin), inputs.attention_mask], dim=1).to(model.device)
-    cache = _prompt_cache(model, ids, mask, shared, settings.num_samples)
+    rows: Any = {"input_ids": encoded}
+    inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt")
+    ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
+    begin = shared_cache(model, encoded[0][: shared_tokens(encoded)], mask)
+    cache = _prompt_cache(model, ids, mask, settings.num_samples, begin)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
     generate: Any = model.generate  # of a mixin that only language models have
     drawing = [DrawToken(settings.temperature, settings.top_p)] if settings.temperature > 0 else []
@@ -146,38 +144,47 @@ def shared_tokens(prompts: list[list[int]]) -> int:
     return min(length, shortest) if len(prompts) > 1 and length >= _LEAST_SHARED else 0
 
 
-def _keeps_every_token(model: PreTrainedModel) -> bool:
-    """Not the state of a recurrence, which padding in the middle would change, nor a window of so many columns."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+def shared_cache(model: PreTrainedModel, begin: list[int], mask: torch.Tensor) -> DynamicCache | None:
+    """Keys and values of the first ``len(begin)`` columns of rows that are padded on the left and all begin alike.
+
+    ``mask`` [B, width] is of the rows, of which the longest has no padding. A row with padding has the keys of its
+    first tokens further to the right, so that its last shared tokens are computed again, as padding would be.
+
+    Returns:
+        None where nothing is shared, or the model keeps something else than keys and values of each token.
+    """
+    cache = DynamicCache(config=model.config)
+    if not begin or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    ids = torch.tensor([begin], device=mask.device)
+    model(**only_accepted(model, input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
+    if cache.get_seq_length() != len(begin):
+        return None
+    padding = (mask == 0).sum(-1, keepdim=True)
+    places = (torch.arange(len(begin), device=mask.device) - padding).clamp(min=0)  # under the mask: any
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = (one[0][:, places].transpose(0, 1) for one in (layer.keys, layer.values))
+    return cache
 
 
 def _prompt_cache(
-    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, shared: int, num_samples: int
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, num_samples: int, begin: DynamicCache | None
 ) -> DynamicCache | None:
-    """Keys and values of what is computed once.
-
-    That is the first ``shared`` columns, for all prompts, and the others but the last, for all samples of a prompt.
-    """
-    cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-
-    def add(rows: int, columns: slice) -> None:
+    """``begin`` and what follows, up to the last prompt token: computed once for all samples of a prompt."""
+    if num_samples == 1 or ids.shape[1] == 1:
+        return begin
+    cache = DynamicCache(config=model.config) if begin is None else begin
+    done = cache.get_seq_length()
+    if done < ids.shape[1] - 1:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         model(
-            input_ids=ids[:rows, columns],
-            attention_mask=mask[:rows, : columns.stop],
-            position_ids=positions[:rows, columns],
+            input_ids=ids[:, done:-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, done:-1],
             past_key_values=cache,
             logits_to_keep=1,
         )
-
-    if shared > 0:
-        add(1, slice(0, shared))
-        cache.batch_repeat_interleave(len(ids))
-    last = ids.shape[1] - 1
-    if num_samples > 1 and last > shared:
-        add(len(ids), slice(shared, last))
-    if shared == 0 and (num_samples == 1 or last == 0):
-        return None
     cache.batch_repeat_interleave(num_samples)
     return cache
 

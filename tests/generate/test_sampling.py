@@ -3,7 +3,15 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MptConfig,
+    PreTrainedTokenizerFast,
+)
 
 from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches, shared_tokens
 
@@ -71,8 +79,19 @@ def test_greedy_answers_do_not_depend_on_batch_padding_or_shared_prompt_pass(par
 SHOTS = "2 + 2?\n4\n\n3 + 1?\n4\n\n"
 
 
+LONG = "a question that is longer than all that stands before it, so that some rows keep nothing of what is shared?\n"
+
+
 @pytest.mark.parametrize("num_samples", [1, 2])
-@pytest.mark.parametrize("prompts", [[SHOTS + prompt for prompt in PROMPTS], [SHOTS, SHOTS + "5?\n"], [SHOTS] * 2])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [SHOTS + prompt for prompt in PROMPTS],
+        [SHOTS, SHOTS + "5?\n"],
+        [SHOTS] * 2,
+        [SHOTS + LONG, SHOTS + "5?\n", SHOTS + LONG[30:]],
+    ],
+)
 def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(parts, num_samples, prompts):
     model, tokenizer = parts
     computed = []
@@ -85,11 +104,10 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(parts, n
     handle.remove()
     for index, prompt in enumerate(prompts):
         assert [answer.text for answer in answers[index]] == [greedy_by_hand(parts, prompt, 12)] * num_samples
-    prompt_tokens = sum(len(tokenizer(prompt).input_ids) for prompt in prompts)
-    saved = (len(prompts) - 1) * (len(SHOTS) - 1)
-    padding = len(prompts) * max(map(len, prompts)) - sum(map(len, prompts))
+    shared = shared_tokens([tokenizer(prompt).input_ids for prompt in prompts])
+    rectangle = len(prompts) * max(map(len, prompts))
     drawn = 12 * len(prompts) * num_samples  # the last prompt token of each sample among them
-    assert sum(computed) <= prompt_tokens - saved + padding + drawn
+    assert shared >= len(SHOTS) - 1 and sum(computed) <= rectangle - (len(prompts) - 1) * shared + drawn
 
 
 @pytest.mark.parametrize(
@@ -108,22 +126,27 @@ def test_shared_tokens(prompts, shared):
     assert shared_tokens(prompts) == shared
 
 
-def test_a_sliding_window_is_left_as_it_is():
-    """Its columns would count the padding."""
+SMALL = {"vocab_size": 257, "eos_token_id": 256, "pad_token_id": 256, "initializer_range": 0.3}
+LLAMA_LIKE = SMALL | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+CONFIGS = {
+    "a window of columns": MistralConfig(**LLAMA_LIKE, sliding_window=24),
+    "local layers by columns": GPTNeoConfig(
+        **SMALL, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=24
+    ),
+    "distances of columns": MptConfig(**SMALL, d_model=32, n_heads=2, n_layers=2, max_seq_len=256),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_that_look_at_columns_answer_as_one_by_one(name):
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        sliding_window=24,
-        eos_token_id=256,
-        pad_token_id=256,
-    )
-    parts = MistralForCausalLM(config).eval(), make_tokenizer()
+    parts = AutoModelForCausalLM.from_config(CONFIGS[name]).eval(), make_tokenizer()
     prompts = [SHOTS + prompt for prompt in PROMPTS]
     answers = run(parts, SamplingSettings(max_new_tokens=12), prompts=prompts)
     for index, prompt in enumerate(prompts):
