@@ -28,7 +28,7 @@ for needed in label_steps evaluate_own_right; do
 done
 
 source scripts/stages.sh
-out=$work/compare_lr$rate
+out=$work/compare_from_own_right_lr$rate
 
 # name | module | annotation | flags of its own
 objectives=(

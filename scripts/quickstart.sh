@@ -48,14 +48,15 @@ train own_right train_sft "$sft" --data.dataset "$work/answers.jsonl" "${lora[@]
 
 # Every row of the table by itself. On a CPU two at a time, with half of the cores each: steps this short leave a second
 # thread waiting, and starting a command takes one thread.
-cores=$(getconf _NPROCESSORS_ONLN) lanes=1
+cores=$(env -u OMP_NUM_THREADS nproc) lanes=1
 if [ "$device" = cpu ] && [ "$cores" -ge 2 ]; then
   lanes=2
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / 2))}
 fi
 echo "== rows of the table, $lanes at a time; their progress is in $work/logs"
-rows=(more_sft kto pipa_m pipa_n dpo base own_right sft)  # the longest first
-printf '%s\n' "${rows[@]}" | xargs -n 1 -P $lanes bash scripts/quickstart_row.sh "$work" "$seed"
+rows="more_sft kto pipa_m pipa_n dpo base own_right sft"  # the longest first
+side_by_side "$lanes" "$rows" bash scripts/quickstart_row.sh "$work" "$seed" \
+  || { echo "error: not every row is there: see $work/logs, and run this again to go on" >&2; exit 1; }
 
 commands_of "$work" > "$work/commands.txt"
 echo "== report"

@@ -31,7 +31,8 @@ case "$row" in
   sft | own_right) ;;
   more_sft)
     # At least as many steps on the right answers as PIPA takes on all of them.
-    all=$(wc -l < "$work/words.jsonl") right=$(grep -c '"answer_label": true' "$work/words.jsonl")
+    all=$(wc -l < "$work/words.jsonl")
+    right=$(grep -c '"answer_label": true' "$work/words.jsonl") || { echo "error: no answer is right" >&2; exit 1; }
     train more_sft train_sft "$start" "${answers[@]}" "${lora[@]}" "${batch[@]}" \
       --train.max_epochs $(((2 * all + right - 1) / right)) --adam.lr 2e-4 ;;
   dpo)

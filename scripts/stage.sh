@@ -19,7 +19,26 @@ in_log() {
   local name=$1 status=0
   shift
   "$@" >> "$stage_log" 2>&1 || status=$?
-  if [ $status != 0 ] && [ $status != 130 ]; then echo "error: $name failed: $(tail -n 1 "$stage_log")" >&2; fi
+  if [ $status != 0 ] && [ $status != 130 ]; then
+    echo "error: $name failed: $(tail -n 1 "$stage_log") (see $stage_log)" >&2
+  fi
+  return $status
+}
+
+# side_by_side NUMBER "WORD..." COMMAND...: run COMMAND once for each word, so many at a time. A signal that ends the script
+# goes to all of them, and it waits for their end: training finishes its step and keeps it.
+side_by_side() {
+  local number=$1 words=$2 status=0
+  shift 2
+  set -m  # a process group of their own
+  xargs -n 1 -P "$number" "$@" <<< "$words" &
+  local group=$!
+  set +m
+  trap 'kill -INT -- -$group 2>/dev/null || true' INT
+  trap 'kill -TERM -- -$group 2>/dev/null || true' TERM
+  wait "$group" || status=$?
+  while kill -0 -- "-$group" 2>/dev/null; do sleep 0.2; done
+  trap - INT TERM
   return $status
 }
 

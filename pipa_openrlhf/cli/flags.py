@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
             name = word.split("=")[0]
             new_name = RENAMED.get(name[2:]) if name.startswith("--") else None
             if f"--{new_name}" in known and name not in known:
-                renamed.append(f"{name} of OpenRLHF 0.9 is called --{new_name} here")
+                renamed.append(f"{name} of OpenRLHF before 0.10.2 is called --{new_name} here")
         if renamed:
             raise UserError("; ".join(renamed))
         raise UserError(f"{message} (see --help)")

@@ -64,8 +64,7 @@ def imbalance() -> list[Row]:
 
 def beyond() -> list[Row]:
     """Not in the paper: losses that are means over tokens, and a value head that learns ten times as fast."""
-    groups = ("paired_answer", "unpaired_answer", "unpaired_step")
-    names = [f"{group}_pipa_{variant}" for group in groups for variant in "mn"]
+    names = [row.name for row in headline() if row.is_pipa]
     means = [
         _like(name, mean, mean.replace("_", " "), {"pipa.loss_reduction": mean})
         for mean in ("sequence_mean", "token_mean")

@@ -108,7 +108,7 @@ def test_refusals_name_the_row_and_the_flag(run_flags, capsys, row, keys, messag
     ],
 )
 def test_old_flags_are_answered_with_their_new_names(module, old, new):
-    with pytest.raises(UserError, match=f"{old.split('=')[0]}.* of OpenRLHF 0.9 is called {new} here"):
+    with pytest.raises(UserError, match=f"{old.split('=')[0]}.* of OpenRLHF before 0.10.2 is called {new} here"):
         parse(module, ["--data.dataset", "x", old, "1"])
 
 
@@ -126,10 +126,10 @@ def test_all_old_flags_of_a_script_are_answered_at_once():
     with pytest.raises(UserError) as refused:
         parse("train_kto", ["--data.dataset", "x", *old])
     assert str(refused.value).split("; ") == [
-        "--pretrain of OpenRLHF 0.9 is called --model.model_name_or_path here",
-        "--train_batch_size of OpenRLHF 0.9 is called --train.batch_size here",
-        "--learning_rate of OpenRLHF 0.9 is called --adam.lr here",
-        "--packing_samples of OpenRLHF 0.9 is called --ds.packing_samples here",
+        "--pretrain of OpenRLHF before 0.10.2 is called --model.model_name_or_path here",
+        "--train_batch_size of OpenRLHF before 0.10.2 is called --train.batch_size here",
+        "--learning_rate of OpenRLHF before 0.10.2 is called --adam.lr here",
+        "--packing_samples of OpenRLHF before 0.10.2 is called --ds.packing_samples here",
     ]
 
 

@@ -49,7 +49,7 @@ def test_it_compares_every_objective_and_is_not_run_twice(run_script, finished_q
     first = run_script("compare_objectives.sh", "--fast", "--work", work, "--lr", "1e-3")
     assert first.returncode == 0, first.stderr[-2000:]
     assert_one_prior_pass(first.stdout)
-    [out] = work.glob("compare_lr*")
+    [out] = work.glob("compare_from_own_right_lr*")
     for name in RUNS:
         assert_trained(out / name)
     table = first.stdout[first.stdout.index("== report") :]
