@@ -246,11 +246,12 @@ def test_the_commands_run_at_toy_size_to_the_filled_table(toy, capfd):
     assert untouched.count(" / -") == 4
 
 
-RAY = "python -m pipa_openrlhf.cli.launch_ray --ray.num_workers 2 --"
+RAY = "python -m pipa_openrlhf.cli.launch_ray --ray.num_workers 2 --ray.address local --"
 
 
 @pytest.mark.slow
 def test_training_runs_as_a_ray_job_where_the_launcher_says_so(toy, monkeypatch):
+    """About 50 seconds, most of it the cluster's start; one of its own, whatever else runs on this machine."""
     monkeypatch.setenv("LAUNCH", RAY)
     done = run("sft.sh", "--toy", toy, "--work", toy / "work", timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
