@@ -36,6 +36,7 @@ from pipa_openrlhf.remembered import user_cache_dir
 
 log = logging.getLogger(__name__)
 
+# Tokens. Another pass through the model reads all of its weights, which fewer tokens do not pay for.
 _LEAST_SHARED = 16
 
 
@@ -118,7 +119,7 @@ def _sample(
     rows: Any = {"input_ids": encoded}
     inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt")
     ids, mask = inputs.input_ids.to(model.device), inputs.attention_mask.to(model.device)
-    begin = shared_cache(model, encoded[0][: shared_tokens(encoded)], mask)
+    begin = _shared_cache(model, encoded[0][: shared_tokens(encoded)], mask)
     cache = _prompt_cache(model, ids, mask, settings.num_samples, begin)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
     generate: Any = model.generate  # of a mixin that only language models have
@@ -144,7 +145,7 @@ def shared_tokens(prompts: list[list[int]]) -> int:
     return min(length, shortest) if len(prompts) > 1 and length >= _LEAST_SHARED else 0
 
 
-def shared_cache(model: PreTrainedModel, begin: list[int], mask: torch.Tensor) -> DynamicCache | None:
+def _shared_cache(model: PreTrainedModel, begin: list[int], mask: torch.Tensor) -> DynamicCache | None:
     """Keys and values of the first ``len(begin)`` columns of rows that are padded on the left and all begin alike.
 
     ``mask`` [B, width] is of the rows, of which the longest has no padding. A row with padding has the keys of its
@@ -153,8 +154,10 @@ def shared_cache(model: PreTrainedModel, begin: list[int], mask: torch.Tensor) -
     Returns:
         None where nothing is shared, or the model keeps something else than keys and values of each token.
     """
+    if not begin:
+        return None
     cache = DynamicCache(config=model.config)
-    if not begin or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     ids = torch.tensor([begin], device=mask.device)
     model(**only_accepted(model, input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1))

@@ -77,8 +77,8 @@ def test_greedy_answers_do_not_depend_on_batch_padding_or_shared_prompt_pass(par
 
 
 SHOTS = "2 + 2?\n4\n\n3 + 1?\n4\n\n"
-
-
+# Lengths a few tokens apart: every row keeps some of what is shared, at another place.
+NEAR = ["5?\n", "12 + 7?\n", "19 * 345?\n", "3 - 1?\n"]
 LONG = "a question that is longer than all that stands before it, so that some rows keep nothing of what is shared?\n"
 
 
@@ -86,6 +86,7 @@ LONG = "a question that is longer than all that stands before it, so that some r
 @pytest.mark.parametrize(
     "prompts",
     [
+        [SHOTS + prompt for prompt in NEAR],
         [SHOTS + prompt for prompt in PROMPTS],
         [SHOTS, SHOTS + "5?\n"],
         [SHOTS] * 2,
@@ -135,7 +136,7 @@ LLAMA_LIKE = SMALL | {
     "num_key_value_heads": 1,
 }
 CONFIGS = {
-    "a window of columns": MistralConfig(**LLAMA_LIKE, sliding_window=24),
+    "a window of columns": MistralConfig(**LLAMA_LIKE, sliding_window=8),
     "local layers by columns": GPTNeoConfig(
         **SMALL, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]], window_size=24
     ),
@@ -147,7 +148,7 @@ CONFIGS = {
 def test_models_that_look_at_columns_answer_as_one_by_one(name):
     torch.manual_seed(0)
     parts = AutoModelForCausalLM.from_config(CONFIGS[name]).eval(), make_tokenizer()
-    prompts = [SHOTS + prompt for prompt in PROMPTS]
+    prompts = [SHOTS + prompt for prompt in NEAR]
     answers = run(parts, SamplingSettings(max_new_tokens=12), prompts=prompts)
     for index, prompt in enumerate(prompts):
         assert answers[index][0].text == greedy_by_hand(parts, prompt, 12)
