@@ -24,21 +24,26 @@ class Sizes:
     base_rate: float = setting(2e-3, "learning rate of that", above=0)
     sft: int = setting(200, "right answers for SFT", least=1)
     sft_rate: float = setting(5e-5, "learning rate of that", above=0)
-    pool: int = setting(200, "problems that are written to be sampled, of each seed", least=1)
-    sample: int = setting(100, "problems of these that are", least=1)
+    pool: int = setting(800, "problems that are written to be sampled, of each seed", least=1)
+    sample: int = setting(800, "problems of these that are", least=1)
     answers: int = setting(8, "answers to each", least=1)
     validation: int = setting(300, "problems to choose a learning rate on", least=1)
     test: int = setting(1000, "held-out problems", least=1)
-    seeds: int = setting(3, "seeds of each row", least=1, most=8)
+    seeds: int = setting(5, "seeds of each row", least=1, most=8)
     rates: Sequence[float] = setting((3e-5, 1e-4, 3e-4, 1e-3), "learning rates to choose from", nargs="+", above=0)
+    more_rates: int = setting(2, "most that are added for a row while its best is the highest or the lowest", least=0)
     epochs: int = setting(1, "passes over the answers; SFT makes twice as many over the right ones", least=1)
     batch_size: int = setting(32, "answers of a batch", least=2)
-    hidden_size: int = setting(64, "width of the model", least=8)
+    hidden_size: int = setting(128, "width of the model", least=8)
     layers: int = setting(4, "of the model", least=1)
     teacher_answers: int = setting(0, "answers of the teacher to each problem, in place of the model's own", least=0)
 
     def check(self) -> None:
         """Raises UserError."""
+        if self.more_rates and len(self.rates) < 2:
+            raise UserError(
+                "--sizes.more_rates goes on as --sizes.rates begins: give two rates, or --sizes.more_rates 0"
+            )
         if self.sample > self.pool:
             raise UserError(f"--sizes.sample {self.sample} is more than --sizes.pool {self.pool}")
 
@@ -55,6 +60,7 @@ SMOKE = Sizes(
     test=16,
     seeds=2,
     rates=(1e-3, 3e-3),
+    more_rates=0,
     hidden_size=32,
     layers=1,
     teacher_answers=8,

@@ -47,9 +47,11 @@ class Table:
         return np.array([_rights(f"{run}_test") for run in self.runs(row)])
 
     def validation(self, row: Row) -> float:
-        """Accuracy by which learning rates were chosen, on the first seed; NaN for rows that take another's."""
-        folder = f"{self.runs(row)[0]}_validation"
-        return read_summary(folder)["accuracy"] if os.path.isdir(folder) else math.nan
+        """Accuracy by which learning rates were chosen, mean over seeds; NaN for rows that take another's."""
+        folders = [f"{run}_validation" for run in self.runs(row)]
+        return float(
+            np.mean([read_summary(folder)["accuracy"] if os.path.isdir(folder) else math.nan for folder in folders])
+        )
 
     def baseline(self, row: Row) -> Row | None:
         """What a row is compared with: of a PIPA row of Table 1 the best other row of its setting on the validation

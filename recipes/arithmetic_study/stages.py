@@ -8,11 +8,12 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, get_type_hints
 
 from pipa_openrlhf.cli import entry
@@ -138,7 +139,7 @@ class Runner:
     def _executor(self) -> contextlib.AbstractContextManager:
         if self.workers == 1:
             return contextlib.nullcontext()
-        return ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_end_with_parent)
 
     def _start(self, stage: Stage, executor: Executor | None) -> Future:
         output = self._paths[stage.name]
@@ -170,6 +171,18 @@ class Runner:
 
     def _log(self, name: str) -> str:
         return os.path.join(self.work, "logs", f"{name}.log")
+
+
+def _end_with_parent() -> None:
+    """Workers of a process that was killed would wait for its next stage for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _delete(path: str) -> None:

@@ -8,7 +8,9 @@ on the models, answers and learning rates of the table.
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.errors import UserError
@@ -57,18 +59,41 @@ def main(config: StudyConfig) -> None:
 
 
 def choose_rates(runner: Runner, rows: list[Row], sizes: Sizes) -> dict[str, float]:
-    """Learning rate by row: the one of highest validation accuracy on the first seed, of equal ones the lowest."""
-    stages: list[Stage] = []
-    for row in rows:
-        for rate in sizes.rates:
-            name = design.run_name(row, rate, 0)
-            stages += [design.training(row, rate, 0, sizes), design.evaluation(name, "validation")]
-    runner.run(stages)
+    """Learning rate by row: the one of highest mean validation accuracy over the seeds, of equal ones the lowest.
+
+    While a row's best is at an end of what was tried, another one beyond that end is.
+    """
+    tried = {row.name: sorted(sizes.rates) for row in rows}
 
     def accuracy(row: Row, rate: float) -> float:
-        return read_summary(runner.path(f"{design.run_name(row, rate, 0)}_validation"))["accuracy"]
+        names = [design.run_name(row, rate, seed) for seed in range(sizes.seeds)]
+        return fmean(read_summary(runner.path(f"{name}_validation"))["accuracy"] for name in names)
 
-    return {row.name: max(sorted(sizes.rates), key=lambda rate: accuracy(row, rate)) for row in rows}
+    while True:
+        runner.run(_validations(rows, tried, sizes))
+        best = {row.name: max(tried[row.name], key=lambda rate: accuracy(row, rate)) for row in rows}
+        beyond = {name: next_rate(rates, best[name]) for name, rates in tried.items()}
+        growing = [name for name in tried if beyond[name] and len(tried[name]) < len(sizes.rates) + sizes.more_rates]
+        if not growing:
+            return best
+        for name in growing:
+            tried[name] = sorted([*tried[name], beyond[name]])
+
+
+def next_rate(tried: list[float], best: float) -> float:
+    """As far beyond the end of ``tried`` as its neighbour is within, to one digit; 0 where the best is at no end."""
+    for end, beside in ((tried[0], tried[1:2]), (tried[-1], tried[-2:-1])):
+        if best == end and beside:
+            return float(f"{end * end / beside[0]:.0e}")
+    return 0.0
+
+
+def _validations(rows: list[Row], tried: dict[str, list[float]], sizes: Sizes) -> Iterator[Stage]:
+    for seed in range(sizes.seeds):
+        for row in rows:
+            for rate in tried[row.name]:
+                yield design.training(row, rate, seed, sizes)
+                yield design.evaluation(design.run_name(row, rate, seed), "validation")
 
 
 def final_runs(rows: list[Row], rates: dict[str, float], sizes: Sizes) -> list[Stage]:

@@ -4,14 +4,20 @@ import gzip
 import itertools
 import json
 import math
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
+from marks import ROOT
 from tiny import read_jsonl, write_jsonl
 
 from pipa_openrlhf.cli.entry import run
@@ -123,6 +129,49 @@ def test_every_command_of_a_part_is_one_that_its_parser_takes(part):
             parse(stage.module.removeprefix(CLI), words)
     trained = [stage for stage in stages if stage.output == "ckpt.output_dir"]
     assert len({stage.argv(paths)[3:] and tuple(stage.argv(paths)[2:]) for stage in trained}) == len(trained)
+
+
+@pytest.mark.parametrize(
+    "tried, best, beyond",
+    [
+        ([3e-5, 1e-4, 3e-4], 1e-4, 0),
+        ([3e-5, 1e-4, 3e-4], 3e-5, 9e-6),
+        ([1e-4, 3e-4, 1e-3], 1e-3, 3e-3),
+        ([1e-5, 3e-5], 1e-5, 3e-6),
+        ([1e-4], 1e-4, 0),
+    ],
+)
+def test_the_learning_rate_beyond_an_end(tried, best, beyond):
+    assert study.next_rate(tried, best) == beyond
+
+
+def test_learning_rates_are_chosen_over_all_seeds_and_beyond_the_grid(monkeypatch):
+    """Rates by what the first seed is best at: seed 1 prefers another; one row is best below the grid, one above."""
+    best_of = {"kto": [1e-4, 3e-4], "dpo": [9e-6, 9e-6], "sft": [1e-1, 1e-1]}
+    ran = []
+
+    class Run:
+        def run(self, stages):
+            ran.extend(stage.name for stage in stages if stage.name.endswith("_validation"))
+
+        def path(self, name):
+            return name
+
+    def accuracy(name):
+        row, rate, seed = name.removesuffix("_validation").replace("_lr", " ").replace("_seed", " ").split()
+        away = abs(math.log(float(rate) / best_of[row][int(seed)]))
+        return {"accuracy": -away * (3 if seed == "1" else 1)}
+
+    monkeypatch.setattr(study, "read_summary", accuracy)
+    rows = [design.Row(name, "", name, "train_sft") for name in best_of]
+    sizes = design.Sizes(seeds=2, rates=(3e-5, 1e-4, 3e-4, 1e-3), more_rates=2)
+    assert study.choose_rates(Run(), rows, sizes) == {"kto": 3e-4, "dpo": 9e-6, "sft": 9e-3}
+    tried = {row: sorted({float(name.split("_")[1][2:]) for name in ran if name.startswith(row)}) for row in best_of}
+    assert tried == {
+        "kto": [3e-5, 1e-4, 3e-4, 1e-3],
+        "dpo": [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3],
+        "sft": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 9e-3],
+    }
 
 
 ANSWERS = [
@@ -271,3 +320,21 @@ def test_the_smoke_form_ends_in_a_whole_table_and_is_not_run_twice(run_script, t
     assert len(list((work / "results").glob("*.svg"))) == 4
     again = run_script("study.sh", "--smoke", "--work", work, "--workers", 1, timeout=300)
     assert again.returncode == 0 and "stages to run" not in again.stdout and table in again.stdout
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    code = (
+        "import os, time; from recipes.arithmetic_study.stages import Runner\n"
+        f"with Runner({str(tmp_path)!r}, 2)._executor() as executor:\n"
+        "    print(executor.submit(os.getpid).result(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        worker = int(process.stdout.readline())
+        assert os.path.exists(f"/proc/{worker}")
+        process.kill()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{worker}"):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("a worker is left behind")
