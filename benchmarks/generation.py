@@ -1,23 +1,28 @@
-"""Our batches against transformers' continuous batching: the same prompts, model, data type and end, greedy answers.
+"""Our batches against transformers' continuous batching, or vLLM: the same prompts, model, data type and end, greedy.
 
-    python benchmarks/generation.py --model MODEL --problems FILE [--max 192] [--max_new_tokens 24] [--rounds 3]
+    python benchmarks/generation.py --model MODEL --problems FILE [--other vLLM] [--max 192] [--max_new_tokens 24] \\
+      [--rounds 3]
 
-Both arms run in this process and take turns. Printed: seconds of each round, how many answers are the same, and the
-ratio continuous batching / ours, with the smallest and the largest of the rounds.
+Both arms take turns, and stay loaded between their rounds. Printed: seconds of each round, how many answers are the
+same, and the ratio of the other arm to ours, with the smallest and the largest of the rounds.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from measure import print_head, print_ratio, print_table
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipa_openrlhf.config import ModelSource, NumericsConfig
 from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.distributed.strategy import device, dtype_of, fastest_dtype
+from pipa_openrlhf.generate.config import VllmConfig, WriterConfig
 from pipa_openrlhf.generate.problems import read_problems
-from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, end_tokens, plan_batches, sample_batches
+from pipa_openrlhf.generate.vllm_engine import vllm_batches
 from pipa_openrlhf.model.loading import load_causal_lm, load_tokenizer
 
 
@@ -28,10 +33,21 @@ def main() -> None:
     model = load_causal_lm(arguments.model, dtype_of(dtype), "sdpa").to(device())
     problems = read_problems(arguments.problems, arguments.max)
     prompts = [arguments.input_template.encode().decode("unicode_escape").format(one.question) for one in problems]
+    settings = SamplingSettings(max_new_tokens=arguments.max_new_tokens)
+    batches = plan_batches(prompts, settings)
     arms: dict[str, Callable[[], list[list[int]]]] = {
-        "ours": lambda: ours(model, tokenizer, prompts, arguments.max_new_tokens),
-        "continuous": lambda: continuous(model, tokenizer, prompts, arguments.max_new_tokens),
+        "ours": lambda: in_order(sample_batches(model, tokenizer, prompts, batches, settings))
     }
+    if arguments.other == "continuous batching":
+        arms[arguments.other] = lambda: continuous(model, tokenizer, prompts, arguments.max_new_tokens)
+    else:
+        writer = WriterConfig(
+            model=ModelSource(model_name_or_path=arguments.model),
+            ds=NumericsConfig(param_dtype=dtype),
+            vllm=VllmConfig(enable=True, gpu_memory_utilization=arguments.gpu_memory_utilization),
+        )
+        from_vllm = vllm_batches(writer, tokenizer, prompts, batches * (1 + arguments.rounds), settings)
+        arms[arguments.other] = lambda: in_order(islice(from_vllm, len(batches)))
     print_head()
     answers = {name: arm() for name, arm in arms.items()}  # the first round sets kernels up
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -41,18 +57,19 @@ def main() -> None:
             arm()
             seconds[name].append(time.perf_counter() - started)
     print_table(["arm", *(f"round {n + 1}" for n in range(arguments.rounds))], rows_of(seconds))
-    same = sum(one == other for one, other in zip(answers["ours"], answers["continuous"], strict=True))
-    print(
-        f"{dtype}, {len(prompts)} prompts, at most {arguments.max_new_tokens} new tokens; {same} answers are the same"
-    )
-    ratios = [other / mine for mine, other in zip(seconds["ours"], seconds["continuous"])]
-    print_ratio("seconds, continuous batching / ours", statistics.median(ratios), (min(ratios), max(ratios)))
+    print(f"{dtype}, {len(prompts)} prompts, at most {arguments.max_new_tokens} new tokens")
+    same = sum(one == other for one, other in zip(*answers.values(), strict=True))
+    print(f"{same} of the answers are the same")
+    ratios = [other / mine for mine, other in zip(*seconds.values())]
+    print_ratio(f"seconds, {arguments.other} / ours", statistics.median(ratios), (min(ratios), max(ratios)))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--problems", required=True)
+    parser.add_argument("--other", choices=["continuous batching", "vLLM"], default="continuous batching")
+    parser.add_argument("--gpu_memory_utilization", type=float, default=0.3, help="of vLLM")
     parser.add_argument("--input_template", default="{}\\n")
     parser.add_argument("--max", type=int, default=192)
     parser.add_argument("--max_new_tokens", type=int, default=24)
@@ -65,22 +82,19 @@ def rows_of(seconds: dict[str, list[float]]) -> list[list[str]]:
     return [[name, *(f"{one:.1f} s" for one in taken)] for name, taken in seconds.items()]
 
 
-def ours(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
-) -> list[list[int]]:
-    """Token ids of the answers, without their ends."""
-    settings = SamplingSettings(max_new_tokens=max_new_tokens)
+def in_order(answered: Iterable[tuple[list[int], list[list[Answer]]]]) -> list[list[int]]:
+    """Token ids of the answers in the order of their prompts, without their ends."""
     found: dict[int, list[int]] = {}
-    for batch, answers in sample_batches(model, tokenizer, prompts, plan_batches(prompts, settings), settings):
+    for batch, answers in answered:
         found.update((index, list(of_prompt[0].token_ids)) for index, of_prompt in zip(batch, answers, strict=True))
-    return [found[index] for index in range(len(prompts))]
+    return [found[index] for index in sorted(found)]
 
 
 def continuous(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """As ``ours``."""
-    ends = end_tokens(model, tokenizer)
+    """Token ids of the answers, without their ends."""
+    ends = end_tokens(model.generation_config, tokenizer)
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )

@@ -1,6 +1,7 @@
 """What is written down in more than one file says the same everywhere."""
 
 import re
+from importlib.metadata import requires
 from pathlib import Path
 
 import pipa_openrlhf
@@ -26,6 +27,15 @@ def test_one_version_of_openrlhf():
     files = ("pyproject.toml", "scripts/install.sh", "scripts/test_newest.sh", "README.md", "constraints.txt")
     found = {name: set(re.findall(r"openrlhf==([\w.]*\w)", text(name))) for name in files}
     assert found == dict.fromkeys(files, {REQUIRED_VERSION})
+
+
+def test_one_version_of_vllm_which_is_openrlhfs():
+    [pin] = [one for one in requires("openrlhf") if one.endswith('extra == "vllm"')]
+    files = ("pyproject.toml", "pipa_openrlhf/generate/config.py", "docs/evaluation.md", "tests/generate/test_vllm.py")
+    for name in files:
+        assert {f"vllm=={version}" for version in re.findall(r"vllm(?:-cpu)?==([\d.]*\d)", text(name))} == {
+            pin.split(";")[0]
+        }
 
 
 def test_pins_agree_with_what_was_tested():

@@ -17,9 +17,10 @@ from pipa_openrlhf.data.record import Unusable
 from pipa_openrlhf.data.special_text import special_text
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import Grader, extract_answer
+from pipa_openrlhf.generate.job import Job, MakeRows, load_writer, run_job
 from pipa_openrlhf.generate.problems import Problem
 from pipa_openrlhf.generate.prompts import write_prompts
-from pipa_openrlhf.generate.sampling import Answer, Job, MakeRows, SamplingSettings, load_writer, run_job
+from pipa_openrlhf.generate.sampling import Answer, SamplingSettings
 from pipa_openrlhf.generate.share import Share
 from pipa_openrlhf.model.loading import use_modelscope
 

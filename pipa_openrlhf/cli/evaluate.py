@@ -20,7 +20,7 @@ def main(config: EvaluateConfig) -> None:
     from pipa_openrlhf.evaluate.grading import Grader
     from pipa_openrlhf.evaluate.results import RESULTS_FILE, one_line, row_maker, score_table, summarise, write_summary
     from pipa_openrlhf.generate.decoding import decode_of, head_description, sampling_of
-    from pipa_openrlhf.generate.sampling import prepare_job, run_job
+    from pipa_openrlhf.generate.job import prepare_job, run_job
     from pipa_openrlhf.generate.share import Share
 
     config.check()
@@ -33,7 +33,7 @@ def main(config: EvaluateConfig) -> None:
     if config.sbs.tree_dir is not None and share.file.rows:
         log.warning("--sbs.tree_dir gets no tree of what was answered before: --evaluate.overwrite answers all anew")
     with Grader() as grader:
-        run_job(share.job, share.file, row_maker(grader), "evaluating", decode_of(config, share.job))
+        run_job(share.job, share.file, row_maker(grader), "evaluating", decode_of(config))
     rows = share.merge()
     if rows is None:
         return

@@ -13,13 +13,15 @@ from pipa_openrlhf.generate.config import SampleConfig
 
 if TYPE_CHECKING:
     from pipa_openrlhf.evaluate.grading import Grader
+    from pipa_openrlhf.generate.job import MakeRows
     from pipa_openrlhf.generate.problems import Problem
-    from pipa_openrlhf.generate.sampling import Answer, MakeRows
+    from pipa_openrlhf.generate.sampling import Answer
 
 
 def main(config: SampleConfig) -> None:
     from pipa_openrlhf.evaluate.grading import Grader, grader_name
-    from pipa_openrlhf.generate.sampling import SamplingSettings, prepare_job, run_job
+    from pipa_openrlhf.generate.job import prepare_job, run_job
+    from pipa_openrlhf.generate.sampling import SamplingSettings
     from pipa_openrlhf.generate.share import Share
 
     config.check()

@@ -15,8 +15,9 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.evaluate.grading import Grader, committed_answer, grader_name
 
 if TYPE_CHECKING:
+    from pipa_openrlhf.generate.job import MakeRows
     from pipa_openrlhf.generate.problems import Problem
-    from pipa_openrlhf.generate.sampling import Answer, MakeRows
+    from pipa_openrlhf.generate.sampling import Answer
 
 RESULTS_FILE = "results.jsonl"
 SUMMARY_FILE = "summary.json"

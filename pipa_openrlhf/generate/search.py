@@ -191,7 +191,7 @@ def search_batches(
         max_new_tokens=settings.max_new_tokens,
         step_ends=settings.step_ends,
         stop=settings.stop,
-        ends=frozenset(end_tokens(model, tokenizer)),
+        ends=frozenset(end_tokens(model.generation_config, tokenizer)),
     )
     sampler = StepSampler(model, tokenizer, drawn, head)
     runner = None if sandbox is None else CodeRunner(sandbox, sampler, tokenizer)

@@ -17,8 +17,9 @@ from datetime import timedelta
 from torch import distributed as dist
 
 from pipa_openrlhf.distributed.strategy import join_launched_group
+from pipa_openrlhf.generate.job import Job
 from pipa_openrlhf.generate.problems import RowFile, settings_of_rows
-from pipa_openrlhf.generate.sampling import Job, plan_batches
+from pipa_openrlhf.generate.sampling import plan_batches
 
 
 class Share:

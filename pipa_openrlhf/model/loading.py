@@ -243,6 +243,11 @@ def adapter_base(path: str) -> tuple[str, str | None]:
     return base, None if os.path.isdir(base) else config.revision
 
 
+def vllm_rank(rank: int) -> int | None:
+    """What vLLM is to be told as ``max_lora_rank`` for an adapter of this rank; None for one of a higher rank."""
+    return next((one for one in (1, 8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), None)
+
+
 def root_model(path: str) -> tuple[str, str | None]:
     """The model below all adapters and its revision: ``path`` itself where it holds none."""
     revision = None

@@ -12,13 +12,10 @@ import transformers
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.model.loading import is_adapter
+from pipa_openrlhf.model.loading import is_adapter, vllm_rank
 from pipa_openrlhf.model.policy import HEAD_WEIGHTS_FILE
 from pipa_openrlhf.settings import flatten, settings_of
 from pipa_openrlhf.training.reward_model import VALUE_MODEL
-
-# The ranks that vLLM takes for --max-lora-rank; 16 unless told.
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def write_model_card(
@@ -78,7 +75,7 @@ def _adapter_use(folder: str) -> str:
     with open(os.path.join(folder, "adapter_config.json"), encoding="utf-8") as file:
         adapter: dict[str, Any] = json.load(file)
     base, rank = adapter["base_model_name_or_path"], adapter["r"]
-    room = next((one for one in _VLLM_RANKS if one >= rank), None)
+    room = vllm_rank(rank)
     serve = f"vLLM takes no adapter of rank {rank}: merge it first, and serve the merged model.\n"
     if room is not None:
         serve = f"""With vLLM, which takes ranks up to 16 unless `--max-lora-rank` says more:

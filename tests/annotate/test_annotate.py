@@ -10,7 +10,7 @@ from pipa_openrlhf.annotate.rollout import _row_maker
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.evaluate.grading import Grader
-from pipa_openrlhf.generate import sampling
+from pipa_openrlhf.generate import job
 from pipa_openrlhf.generate.problems import Problem
 from pipa_openrlhf.generate.sampling import Answer
 
@@ -165,7 +165,7 @@ def test_q_is_twice_the_share_less_one_and_goes_on_where_it_was_killed(annotate,
     (tmp_path / "steps.jsonl").write_bytes(b"")
     assert annotate(**random)[0] == 0
     assert path.read_bytes() == whole and (tmp_path / "steps.jsonl").read_bytes() == steps
-    monkeypatch.setattr(sampling.Job, "load_model", lambda self: pytest.fail("there is nothing left to draw"))
+    monkeypatch.setattr(job.Job, "load_model", lambda self: pytest.fail("there is nothing left to draw"))
     assert annotate(**random)[0] == 0
 
 

@@ -32,10 +32,21 @@ def test_tokens_without_chance_are_never_drawn():
 )
 def test_generate_is_left_one_token_by_temperature_and_top_p(temperature, top_p, shares):
     torch.manual_seed(0)
-    scores = DrawToken(temperature, top_p)(torch.zeros(20000, 1, dtype=torch.long), SHARES.log().expand(20000, -1))
+    draw = DrawToken(temperature, top_p, count=20000)
+    scores = draw(torch.zeros(20000, 1, dtype=torch.long), SHARES.log().expand(20000, -1))
     assert ((scores == 0).sum(-1) == 1).all() and ((scores == -torch.inf).sum(-1) == 2).all()
     drawn = torch.bincount(scores.argmax(-1), minlength=3) / 20000
     assert drawn.tolist() == pytest.approx(shares, abs=0.015)
+
+
+def test_a_row_draws_the_same_whichever_others_have_left():
+    scores, drawn = SHARES.log().expand(40, -1), []
+    for rows in (list(range(40)), list(range(0, 40, 3))):
+        draw = DrawToken(1.0, 1.0, count=40)
+        draw.rows = rows
+        torch.manual_seed(0)
+        drawn.append(draw(torch.zeros(len(rows), 1, dtype=torch.long), scores[: len(rows)]).argmax(-1))
+    assert torch.equal(drawn[1], drawn[0][::3])
 
 
 def test_greedy_decoding_warps_nothing():

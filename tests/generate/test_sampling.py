@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pipa_openrlhf.generate import sampling
 from pipa_openrlhf.generate.sampling import SamplingSettings, end_tokens, plan_batches, sample_batches, shared_tokens
 
 PROMPTS = ["12 + 7?\n", "a much longer prompt than the others: 3 * 4?\n", "x", "19 * 3?\n"]
@@ -201,7 +202,7 @@ def test_an_answer_ends_at_any_published_end_token(parts):
     text = run((model, tokenizer), settings)[0][0].text
     assert not run((model, tokenizer), settings)[0][0].finished
     model.generation_config.eos_token_id = [256, tokenizer(text[3]).input_ids[0]]
-    assert len(end_tokens(model, tokenizer)) == 2
+    assert len(end_tokens(model.generation_config, tokenizer)) == 2
     cut = run((model, tokenizer), settings)[0][0]
     assert cut.finished and cut.text == text[: text.index(text[3])]
     assert cut.num_tokens == len(cut.text) + 1
@@ -217,3 +218,43 @@ def test_settings_published_with_a_model_do_not_leak_in(parts):
     model.generation_config.top_k = 1
     drawn = SamplingSettings(num_samples=8, temperature=1.0, max_new_tokens=8, batch_size=32)
     assert len({answer.text for answer in run((model, tokenizer), drawn)[0]}) > 4
+
+
+def test_rows_that_have_ended_leave_the_batch_and_change_no_answer(parts, monkeypatch):
+    """Ends come at many places; each row of each pass through the model is counted."""
+    model, tokenizer = make_model(), parts[1]
+    model.generation_config.eos_token_id = list(range(0, 257, 12))
+    settings = SamplingSettings(num_samples=8, temperature=1.0, max_new_tokens=60, batch_size=32)
+    computed = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, inputs: computed.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    answers = run((model, tokenizer), settings)
+    leaving, _ = sum(computed), computed.clear()
+    lengths = [answer.num_tokens for of_prompt in answers.values() for answer in of_prompt]
+    at_a_time = sampling._TOKENS_AT_A_TIME
+    monkeypatch.setattr(sampling, "_TOKENS_AT_A_TIME", 60)
+    assert run((model, tokenizer), settings) == answers
+    handle.remove()
+    assert max(lengths) > 2 * at_a_time and min(lengths) < at_a_time
+    assert leaving <= sum(-(-length // at_a_time) * at_a_time for length in lengths) + len(PROMPTS)
+    assert sum(computed) >= len(lengths) * max(lengths) > leaving
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_leave_models_that_look_at_columns(name):
+    torch.manual_seed(0)
+    model, tokenizer = AutoModelForCausalLM.from_config(CONFIGS[name]).eval(), make_tokenizer()
+    whole = run((model, tokenizer), SamplingSettings(max_new_tokens=40, batch_size=1))
+    written = [answer.token_ids for (answer,) in whole.values() if answer.token_ids]
+    model.generation_config.eos_token_id = [256, *(ids[len(ids) // 2] for ids in written[:2])]
+    alone = run((model, tokenizer), SamplingSettings(max_new_tokens=40, batch_size=1))
+    together = run((model, tokenizer), SamplingSettings(max_new_tokens=40))
+    assert together == alone and len({answer.num_tokens for (answer,) in alone.values()}) > 1
+
+
+def test_a_model_that_keeps_something_else_answers_all_the_same(parts, monkeypatch):
+    settings = SamplingSettings(max_new_tokens=40)
+    expected = run(parts, settings)
+    monkeypatch.setattr(sampling, "_layers", lambda model: {object})
+    assert run(parts, settings) == expected
