@@ -40,9 +40,9 @@ class Sizes:
 
     def check(self) -> None:
         """Raises UserError."""
-        if self.more_rates and len(self.rates) < 2:
+        if len(set(self.rates)) < 2 and self.more_rates:
             raise UserError(
-                "--sizes.more_rates goes on as --sizes.rates begins: give two rates, or --sizes.more_rates 0"
+                "--sizes.more_rates goes on where two --sizes.rates lead: give two, or --sizes.more_rates 0"
             )
         if self.sample > self.pool:
             raise UserError(f"--sizes.sample {self.sample} is more than --sizes.pool {self.pool}")
@@ -78,7 +78,8 @@ class Row:
         method: as the table calls it.
         module: the training command.
         flags: what differs from the other rows.
-        rate_of: the row whose learning rate is taken; None: the best of the grid is chosen for this one.
+        changes: the row of the headline table that it is compared with; None: it is one of these itself.
+        keeps_rate: the learning rate is that of the row that it changes; otherwise the best is chosen for it too.
         data: the stage that makes its answers, with ``SEED`` for the seed.
         needs: further stages that ``flags`` name.
         value_rate: learning rate of the value head, in the policy's.
@@ -89,7 +90,8 @@ class Row:
     method: str
     module: str
     flags: dict[str, Any] = field(default_factory=dict)
-    rate_of: str | None = None
+    changes: str | None = None
+    keeps_rate: bool = True
     data: str = "answers_seedSEED"
     needs: tuple[str, ...] = ()
     value_rate: float = 10
@@ -98,6 +100,11 @@ class Row:
     def is_pipa(self) -> bool:
         """Whether it is a row of the method under study."""
         return self.module == "train_pipa"
+
+    @property
+    def rate_of(self) -> str:
+        """The row for which its learning rate was chosen."""
+        return self.changes if self.changes and self.keeps_rate else self.name
 
 
 SETTINGS = ("paired, answer", "paired, step", "unpaired, answer", "unpaired, step")

@@ -1,4 +1,4 @@
-"""The ablations: further rows on the models, answers and learning rates of the headline table."""
+"""The ablations: further rows on the models and answers of the headline table, most at its learning rates."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,18 +73,22 @@ def beyond() -> list[Row]:
     return means + [_like(name, "fast_g", "fast g", value_rate=100) for name in names]
 
 
+def sharper() -> list[Row]:
+    """Not in the paper: the policy's ratio to the prior to the power 0.3, at learning rates of its own."""
+    names = [row.name for row in headline() if row.is_pipa]
+    return [_like(name, "beta0.3", "beta 0.3", {"pipa.beta": 0.3}, keeps_rate=False) for name in names]
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance, beyond)
+    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance, beyond, sharper)
 }
 
 
-def _like(name: str, suffix: str, method: str, flags: dict[str, Any] | None = None, **changes) -> Row:
-    """A row of the headline table with something changed, at that row's learning rate."""
+def _like(name: str, suffix: str, method: str, flags: dict[str, Any] | None = None, **more) -> Row:
+    """A row of the headline table with something changed."""
     row = next(row for row in headline() if row.name == name)
     merged = {**row.flags, **(flags or {})}
-    return replace(
-        row, name=f"{name}_{suffix}", method=f"{row.method} {method}", flags=merged, rate_of=name, **changes
-    )
+    return replace(row, name=f"{name}_{suffix}", method=f"{row.method} {method}", flags=merged, changes=name, **more)
 
 
 def _on_data(changes: tuple[str, ...]) -> list[Row]:

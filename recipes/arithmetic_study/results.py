@@ -35,7 +35,7 @@ class Table:
 
     def rate(self, row: Row) -> float:
         """The learning rate of a row, its own or another row's."""
-        return self.rates[row.rate_of or row.name]
+        return self.rates[row.rate_of]
 
     def runs(self, row: Row) -> list[str]:
         """Folders of its runs, one a seed."""
@@ -56,9 +56,9 @@ class Table:
     def baseline(self, row: Row) -> Row | None:
         """What a row is compared with: of a PIPA row of Table 1 the best other row of its setting on the validation
         problems; of an ablation the row that it changes."""
-        if row.rate_of:
-            return next((one for one in self.rows if one.name == row.rate_of), None)
-        others = [one for one in self.rows if one.setting == row.setting and not one.is_pipa and not one.rate_of]
+        if row.changes:
+            return next((one for one in self.rows if one.name == row.changes), None)
+        others = [one for one in self.rows if one.setting == row.setting and not one.is_pipa and not one.changes]
         return max(others, key=self.validation) if row.is_pipa and others else None
 
 

@@ -52,7 +52,8 @@ def main(config: StudyConfig) -> None:
             # The rows that these are compared with come first.
             changed = parts.PARTS[config.part]()
             runner.run(parts.preparation(config.part, changed, rates, sizes))
-            rows = [row for row in rows if row.name in {one.rate_of for one in changed}] + changed
+            rates |= choose_rates(runner, [row for row in changed if not row.keeps_rate], sizes)
+            rows = [row for row in rows if row.name in {one.changes for one in changed}] + changed
         runner.run(final_runs(rows, rates, sizes))
         table = Table(rows, rates, sizes.seeds, config.work)
         print(write_results(os.path.join(config.work, "results"), config.part, table), flush=True)
@@ -63,7 +64,7 @@ def choose_rates(runner: Runner, rows: list[Row], sizes: Sizes) -> dict[str, flo
 
     While a row's best is at an end of what was tried, another one beyond that end is.
     """
-    tried = {row.name: sorted(sizes.rates) for row in rows}
+    tried = {row.name: sorted(set(sizes.rates)) for row in rows}
 
     def accuracy(row: Row, rate: float) -> float:
         names = [design.run_name(row, rate, seed) for seed in range(sizes.seeds)]
@@ -75,6 +76,8 @@ def choose_rates(runner: Runner, rows: list[Row], sizes: Sizes) -> dict[str, flo
         beyond = {name: next_rate(rates, best[name]) for name, rates in tried.items()}
         growing = [name for name in tried if beyond[name] and len(tried[name]) < len(sizes.rates) + sizes.more_rates]
         if not growing:
+            for name in [name for name in tried if beyond[name]]:
+                runner.say(f"{name}: the best learning rate, {best[name]:g}, is at the end of those that were tried")
             return best
         for name in growing:
             tried[name] = sorted([*tried[name], beyond[name]])
@@ -84,7 +87,8 @@ def next_rate(tried: list[float], best: float) -> float:
     """As far beyond the end of ``tried`` as its neighbour is within, to one digit; 0 where the best is at no end."""
     for end, beside in ((tried[0], tried[1:2]), (tried[-1], tried[-2:-1])):
         if best == end and beside:
-            return float(f"{end * end / beside[0]:.0e}")
+            found = float(f"{end * end / beside[0]:.0e}")
+            return found if (found - end) * (end - beside[0]) > 0 else 0.0
     return 0.0
 
 
@@ -101,7 +105,7 @@ def final_runs(rows: list[Row], rates: dict[str, float], sizes: Sizes) -> list[S
     stages: list[Stage] = []
     for seed in range(sizes.seeds):
         for row in rows:
-            rate = rates[row.rate_of or row.name]
+            rate = rates[row.rate_of]
             name = design.run_name(row, rate, seed)
             stages += [design.training(row, rate, seed, sizes), design.evaluation(name, "test")]
     return stages

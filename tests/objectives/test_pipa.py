@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from pipa_openrlhf.objectives.pipa import (
     log1mexp,
+    pipa_m,
     pipa_m_log_F,
     pipa_m_token_loss,
+    pipa_n,
     pipa_n_log_F,
     pipa_n_token_loss,
+    sharpened,
 )
 
 log_prob = st.floats(-20, -0.01)
@@ -123,3 +126,37 @@ def test_log1mexp_is_accurate_at_both_ends(x):
     x = float(np.float32(x))
     exact = math.log1p(-math.exp(x)) if x < -0.7 else math.log(-math.expm1(x))
     assert log1mexp(torch.tensor(x)).item() == pytest.approx(exact, rel=1e-5, abs=1e-30)
+
+
+@given(st.floats(-6, -0.01), st.floats(-6, -0.01), st.floats(-5, 5), label, st.floats(0.05, 3))
+def test_a_power_of_the_ratio_is_a_multiple_of_the_log_ratio(log_f, log_p, u, c, beta):
+    """The formulas in float64, with beta r in the place of r."""
+    moved = log_p + beta * (log_f - log_p)
+    for objective, reference in ((pipa_m(), reference_m), (pipa_n(), reference_n)):
+        if c == 0 and objective.is_clipped and abs(moved - log_p - math.log1p(math.exp(-u))) < 1e-3:
+            continue
+        got = sharpened(objective, beta).token_loss(*scalars(log_f, log_p, u), torch.tensor(c)).item()
+        assert got == pytest.approx(reference(moved, log_p, u, c), rel=5e-4, abs=5e-5)
+
+
+@pytest.mark.parametrize("objective", [pipa_m(), pipa_n()])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_target_is_sharper_by_the_power(objective, beta):
+    """Minimised exactly over one token's choice, f / p is a power 1 / beta of what it is by the paper."""
+    share, g = 0.6, 0.5
+    r = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([r], max_iter=200, line_search_fn="strong_wolfe")
+    loss = sharpened(objective, beta).token_loss
+
+    def closure():
+        optimizer.zero_grad()
+        u, p = torch.tensor(0.0), torch.tensor(-3.0)
+        value = share * loss(p + r, p, u, torch.tensor(1)) + (1 - share) * loss(p + r, p, u, torch.tensor(0))
+        value.backward()
+        return value
+
+    for _ in range(5):
+        optimizer.step(closure)
+    paper = share / g if objective.name == "PIPA-M" else share / (1 - share) * (1 - g) / g
+    assert math.exp(r.item()) == pytest.approx(paper ** (1 / beta), rel=1e-2)
+    assert (sharpened(objective, beta) is objective) == (beta == 1)

@@ -112,8 +112,8 @@ def test_the_rows_are_those_of_table_1():
 @pytest.mark.parametrize("part", [study.HEADLINE, *parts.PARTS])
 def test_every_command_of_a_part_is_one_that_its_parser_takes(part):
     sizes, headline = design.Sizes(), design.headline()
-    rates = {row.name: 1e-3 for row in headline}
     rows = headline if part == study.HEADLINE else parts.PARTS[part]()
+    rates = {row.rate_of: 1e-3 for row in [*headline, *rows]}
     stages = design.preparation(sizes) + parts.preparation(part, rows, rates, sizes)
     stages += study.final_runs(rows, rates, sizes)
     assert len({stage.name for stage in stages}) == len(stages)
@@ -139,6 +139,8 @@ def test_every_command_of_a_part_is_one_that_its_parser_takes(part):
         ([1e-4, 3e-4, 1e-3], 1e-3, 3e-3),
         ([1e-5, 3e-5], 1e-5, 3e-6),
         ([1e-4], 1e-4, 0),
+        ([1e-3, 1.2e-3], 1.2e-3, 0),
+        ([1.2e-3, 1.4e-3], 1.2e-3, 1e-3),
     ],
 )
 def test_the_learning_rate_beyond_an_end(tried, best, beyond):
@@ -148,7 +150,7 @@ def test_the_learning_rate_beyond_an_end(tried, best, beyond):
 def test_learning_rates_are_chosen_over_all_seeds_and_beyond_the_grid(monkeypatch):
     """Rates by what the first seed is best at: seed 1 prefers another; one row is best below the grid, one above."""
     best_of = {"kto": [1e-4, 3e-4], "dpo": [9e-6, 9e-6], "sft": [1e-1, 1e-1]}
-    ran = []
+    ran, said = [], []
 
     class Run:
         def run(self, stages):
@@ -156,6 +158,9 @@ def test_learning_rates_are_chosen_over_all_seeds_and_beyond_the_grid(monkeypatc
 
         def path(self, name):
             return name
+
+        def say(self, line):
+            said.append(line)
 
     def accuracy(name):
         row, rate, seed = name.removesuffix("_validation").replace("_lr", " ").replace("_seed", " ").split()
@@ -167,6 +172,7 @@ def test_learning_rates_are_chosen_over_all_seeds_and_beyond_the_grid(monkeypatc
     sizes = design.Sizes(seeds=2, rates=(3e-5, 1e-4, 3e-4, 1e-3), more_rates=2)
     assert study.choose_rates(Run(), rows, sizes) == {"kto": 3e-4, "dpo": 9e-6, "sft": 9e-3}
     tried = {row: sorted({float(name.split("_")[1][2:]) for name in ran if name.startswith(row)}) for row in best_of}
+    assert said == ["sft: the best learning rate, 0.009, is at the end of those that were tried"]
     assert tried == {
         "kto": [3e-5, 1e-4, 3e-4, 1e-3],
         "dpo": [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3],

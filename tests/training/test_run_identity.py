@@ -83,6 +83,7 @@ OTHER: dict[str, tuple[object, dict]] = {
     "pipa.clip_eps": (1e-6, {}),
     "pipa.fixed_value": (0.5, {}),
     "pipa.sft_coef": (1.0, {}),
+    "pipa.beta": (0.5, {}),
     "value.hidden_size": (8, {}),
     "value.lr": (0.1, {}),
     "dpo.step_loss": ("l0", {}),
