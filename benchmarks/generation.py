@@ -3,14 +3,16 @@
     python benchmarks/generation.py --model MODEL --problems FILE [--other vLLM] [--max 192] [--max_new_tokens 24] \\
       [--rounds 3]
 
-Both arms take turns, and stay loaded between their rounds. Printed: seconds of each round, how many answers are the
-same, and the ratio of the other arm to ours, with the smallest and the largest of the rounds.
+Both arms take turns, and stay loaded between their rounds, each of which has problems of its own. Printed: seconds of
+each round, how many answers are the same, and the ratio of the other arm to ours, with the smallest and the largest of
+the rounds.
 """
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from measure import print_head, print_ratio, print_table
@@ -31,35 +33,35 @@ def main() -> None:
     dtype = arguments.dtype or fastest_dtype()
     tokenizer = load_tokenizer(arguments.model, padding_side="left")
     model = load_causal_lm(arguments.model, dtype_of(dtype), "sdpa").to(device())
-    problems = read_problems(arguments.problems, arguments.max)
-    prompts = [arguments.input_template.encode().decode("unicode_escape").format(one.question) for one in problems]
+    rounds = arguments.rounds + 1  # the first sets kernels up
+    problems = read_problems(arguments.problems, arguments.max * rounds)
+    if len(problems) < arguments.max * rounds:
+        sys.exit(f"error: {arguments.problems} has {len(problems)} problems, not {rounds} times {arguments.max}")
+    template = arguments.input_template.encode().decode("unicode_escape")
+    prompts = [template.format(one.question) for one in problems]
     settings = SamplingSettings(max_new_tokens=arguments.max_new_tokens)
-    batches = plan_batches(prompts, settings)
-    arms: dict[str, Callable[[], list[list[int]]]] = {
-        "ours": lambda: in_order(sample_batches(model, tokenizer, prompts, batches, settings))
-    }
-    if arguments.other == "continuous batching":
-        arms[arguments.other] = lambda: continuous(model, tokenizer, prompts, arguments.max_new_tokens)
+    # Problems of its own for each round: vLLM keeps what it knows of those that it has seen.
+    of_rounds = [prompts[start : start + arguments.max] for start in range(0, len(prompts), arguments.max)]
+    if arguments.other == "vLLM":
+        other = from_vllm(arguments, dtype, tokenizer, prompts, settings)
     else:
-        writer = WriterConfig(
-            model=ModelSource(model_name_or_path=arguments.model),
-            ds=NumericsConfig(param_dtype=dtype),
-            vllm=VllmConfig(enable=True, gpu_memory_utilization=arguments.gpu_memory_utilization),
-        )
-        from_vllm = vllm_batches(writer, tokenizer, prompts, batches * (1 + arguments.rounds), settings)
-        arms[arguments.other] = lambda: in_order(islice(from_vllm, len(batches)))
+        other = (continuous(model, tokenizer, some, arguments.max_new_tokens) for some in of_rounds)
+    arms = {"ours": (ours(model, tokenizer, some, settings) for some in of_rounds), arguments.other: other}
     print_head()
-    answers = {name: arm() for name, arm in arms.items()}  # the first round sets kernels up
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(arguments.rounds):
+    same = total = 0
+    for number in range(rounds):
+        answers = []
         for name, arm in arms.items():
             started = time.perf_counter()
-            arm()
-            seconds[name].append(time.perf_counter() - started)
+            answers.append(next(arm))
+            seconds[name] += [time.perf_counter() - started] if number else []
+        if number:
+            same += sum(one == another for one, another in zip(*answers, strict=True))
+            total += len(answers[0])
     print_table(["arm", *(f"round {n + 1}" for n in range(arguments.rounds))], rows_of(seconds))
-    print(f"{dtype}, {len(prompts)} prompts, at most {arguments.max_new_tokens} new tokens")
-    same = sum(one == other for one, other in zip(*answers.values(), strict=True))
-    print(f"{same} of the answers are the same")
+    print(f"{dtype}, {arguments.max} prompts a round, at most {arguments.max_new_tokens} new tokens")
+    print(f"{same} of {total} answers are the same")
     ratios = [other / mine for mine, other in zip(*seconds.values())]
     print_ratio(f"seconds, {arguments.other} / ours", statistics.median(ratios), (min(ratios), max(ratios)))
 
@@ -82,8 +84,36 @@ def rows_of(seconds: dict[str, list[float]]) -> list[list[str]]:
     return [[name, *(f"{one:.1f} s" for one in taken)] for name, taken in seconds.items()]
 
 
-def in_order(answered: Iterable[tuple[list[int], list[list[Answer]]]]) -> list[list[int]]:
+def ours(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], settings: SamplingSettings
+) -> list[list[int]]:
     """Token ids of the answers in the order of their prompts, without their ends."""
+    return in_order(sample_batches(model, tokenizer, prompts, plan_batches(prompts, settings), settings))
+
+
+def from_vllm(
+    arguments: argparse.Namespace,
+    dtype: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    settings: SamplingSettings,
+) -> Iterator[list[list[int]]]:
+    """As ``ours``, of each round; the engine is loaded once."""
+    writer = WriterConfig(
+        model=ModelSource(model_name_or_path=arguments.model),
+        ds=NumericsConfig(param_dtype=dtype),
+        vllm=VllmConfig(enable=True, gpu_memory_utilization=arguments.gpu_memory_utilization),
+    )
+    rounds = []
+    for start in range(0, len(prompts), arguments.max):
+        planned = plan_batches(prompts[start : start + arguments.max], settings)
+        rounds.append([[start + index for index in batch] for batch in planned])
+    answered = vllm_batches(writer, tokenizer, prompts, sum(rounds, []), settings)
+    for batches in rounds:
+        yield in_order(islice(answered, len(batches)))
+
+
+def in_order(answered: Iterable[tuple[list[int], list[list[Answer]]]]) -> list[list[int]]:
     found: dict[int, list[int]] = {}
     for batch, answers in answered:
         found.update((index, list(of_prompt[0].token_ids)) for index, of_prompt in zip(batch, answers, strict=True))
@@ -93,7 +123,7 @@ def in_order(answered: Iterable[tuple[list[int], list[list[Answer]]]]) -> list[l
 def continuous(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """Token ids of the answers, without their ends."""
+    """As ``ours``."""
     ends = end_tokens(model.generation_config, tokenizer)
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id

