@@ -93,7 +93,6 @@ class VllmConfig:
             raise UserError(
                 "--vllm.enable starts its own processes: leave the launcher out, and give --vllm.tensor_parallel_size"
             )
-
         if use_ms:
             raise UserError("--vllm.enable downloads from the Hugging Face hub: remove --use_ms, and give files")
 

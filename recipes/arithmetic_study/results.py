@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -46,12 +47,12 @@ class Table:
         """[seeds, problems] 1 where the answer to a test problem is right; problems in the order of their ids."""
         return np.array([_rights(f"{run}_test") for run in self.runs(row)])
 
-    def validation(self, row: Row) -> float:
-        """Accuracy by which learning rates were chosen, mean over seeds; NaN for rows that take another's."""
+    def validation(self, row: Row) -> float | None:
+        """Accuracy by which learning rates were chosen, mean over seeds; None for rows that take another's."""
         folders = [f"{run}_validation" for run in self.runs(row)]
-        return float(
-            np.mean([read_summary(folder)["accuracy"] if os.path.isdir(folder) else math.nan for folder in folders])
-        )
+        if not all(map(os.path.isdir, folders)):
+            return None
+        return fmean(read_summary(folder)["accuracy"] for folder in folders)
 
     def baseline(self, row: Row) -> Row | None:
         """What a row is compared with: of a PIPA row of Table 1 the best other row of its setting on the validation
@@ -59,7 +60,7 @@ class Table:
         if row.changes:
             return next((one for one in self.rows if one.name == row.changes), None)
         others = [one for one in self.rows if one.setting == row.setting and not one.is_pipa and not one.changes]
-        return max(others, key=self.validation) if row.is_pipa and others else None
+        return max(others, key=lambda one: self.validation(one) or 0.0) if row.is_pipa and others else None
 
 
 def _rights(folder: str) -> list[float]:
@@ -155,7 +156,7 @@ def _record(table: Table, row: Row) -> dict:
         "setting": row.setting,
         "method": row.method,
         "learning_rate": table.rate(row),
-        "validation": None if math.isnan(table.validation(row)) else table.validation(row),
+        "validation": table.validation(row),
         "test": [float(one) for one in of_seeds],
         "mean": float(of_seeds.mean()),
         "standard_error": standard_error(of_seeds),

@@ -280,16 +280,7 @@ def test_an_answer_ends_before_a_stop_text_wherever_slices_end(parts, monkeypatc
 
 def test_a_model_with_a_state_in_itself_keeps_all_rows_to_the_end(monkeypatch):
     torch.manual_seed(0)
-    config = RecurrentGemmaConfig(
-        **SMALL,
-        hidden_size=32,
-        intermediate_size=64,
-        lru_width=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        attention_window_size=64,
-    )
+    config = RecurrentGemmaConfig(**LLAMA_LIKE | {"num_hidden_layers": 3}, lru_width=32, attention_window_size=64)
     model = RecurrentGemmaForCausalLM(config).eval()
     model.generation_config.eos_token_id = list(range(0, 257, 12))
     prompts = [PROMPTS[0], PROMPTS[3]] * 8  # of one length: it has no mask for its state

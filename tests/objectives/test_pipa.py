@@ -137,6 +137,8 @@ def test_a_power_of_the_ratio_is_a_multiple_of_the_log_ratio(log_f, log_p, u, c,
             continue
         got = sharpened(objective, beta).token_loss(*scalars(log_f, log_p, u), torch.tensor(c)).item()
         assert got == pytest.approx(reference(moved, log_p, u, c), rel=5e-4, abs=5e-5)
+        log_F = sharpened(objective, beta).log_F(*scalars(log_f, log_p, u)).item()
+        assert log_F == pytest.approx(objective.log_F(*scalars(moved, log_p, u)).item(), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("objective", [pipa_m(), pipa_n()])
