@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.data.batch import Batch
-from pipa_openrlhf.objectives.table import Objective
+from pipa_openrlhf.objectives.batch_loss import BatchCounts, token_weights
+from pipa_openrlhf.objectives.objective import Objective, TokenLoss
 from pipa_openrlhf.settings import flatten
 
 SUMS = (
@@ -29,19 +30,28 @@ SUMS = (
     "wrong_tokens",
     "wrong_F",
     "clipped_tokens",
+    "right_pull",
+    "wrong_pull",
+    "squared_pull",
     "stop",
 )
 
 
 @torch.no_grad()
 def batch_sums(
-    objective: Objective, log_f: torch.Tensor, u: torch.Tensor, batch: Batch, loss: torch.Tensor
+    objective: Objective,
+    log_f: torch.Tensor,
+    u: torch.Tensor,
+    batch: Batch,
+    loss: torch.Tensor,
+    counts: BatchCounts,
 ) -> torch.Tensor:
     """What one micro-batch adds to every entry of ``SUMS``.
 
     Args:
         log_f, u: [B, T] float32.
         loss: this micro-batch's share of the global loss.
+        counts: of the global batch.
 
     Returns:
         [len(SUMS)] float64 on the batch's device.
@@ -72,6 +82,11 @@ def batch_sums(
         sums["right_F"] = _masked_sum(likelihood, right)
         # The F of a wrong token is the one its loss sees, which never exceeds 1.
         sums["wrong_F"] = _masked_sum(likelihood.clamp(max=1), wrong)
+    if objective.log_F is not None and objective.token_loss is not None:
+        weights = token_weights(batch.mask, objective.reduction, counts) * batch.weight[:, None]
+        pull = _pull(objective.token_loss, log_f, u, batch) * weights.double()
+        sums["right_pull"], sums["wrong_pull"] = _masked_sum(pull, right), _masked_sum(pull, wrong)
+        sums["squared_pull"] = _masked_sum(pull.square(), mask)
     return torch.stack([sums[name] for name in SUMS])
 
 
@@ -110,7 +125,24 @@ def means(objective: Objective, totals: torch.Tensor, z0: torch.Tensor) -> dict[
         result["pipa/F_chosen"] = mean("right_F", "right_tokens")
         result["pipa/F_rejected"] = mean("wrong_F", "wrong_tokens")
         result["pipa/clip_fraction"] = mean("clipped_tokens", "wrong_tokens")
+    if objective.log_F is not None and objective.token_loss is not None:
+        pull = total["right_pull"] + total["wrong_pull"]
+        result["pipa/gradient_rejected"] = total["wrong_pull"] / pull if pull else None
+        # Without a weight of 0 for some, N equal pulls give 1 and a single one 1 / N.
+        spread = total["squared_pull"] * labelled_tokens
+        result["pipa/gradient_spread"] = pull**2 / spread if spread else None
     return result
+
+
+@torch.enable_grad()
+def _pull(token_loss: TokenLoss, log_f: torch.Tensor, u: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[B, T] float64 size of the derivative of each token's loss with respect to its log f."""
+    at = log_f.detach().requires_grad_()
+    loss = token_loss(at, batch.log_p, u.detach(), batch.labels)
+    if not loss.requires_grad:  # of u alone
+        return torch.zeros_like(at, dtype=torch.float64)
+    (derivative,) = torch.autograd.grad(loss.sum(), at)
+    return derivative.double().abs()
 
 
 def _masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

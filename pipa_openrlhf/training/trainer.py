@@ -214,7 +214,7 @@ class PreferenceTrainer:
             output = self.actor(batch)
             if not micro_batch.is_idle:
                 loss = self.loss.share(output, batch, counts, z0)
-                totals += batch_sums(self.objective, output.log_f, output.u, batch, loss)
+                totals += batch_sums(self.objective, output.log_f, output.u, batch, loss, counts)
         self.actor.model.train()
         return means(self.objective, self.strategy.all_reduce(totals), z0)
 
@@ -236,7 +236,7 @@ class PreferenceTrainer:
             if micro_batch.is_idle:
                 loss = loss * 0.0
             else:
-                totals += batch_sums(self.objective, output.log_f.detach(), output.u, batch, loss.detach())
+                totals += batch_sums(self.objective, output.log_f.detach(), output.u, batch, loss.detach(), counts)
                 if start_check is not None:
                     start_check.add(output, batch)
             if is_last := number == len(step.answers):

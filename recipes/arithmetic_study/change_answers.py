@@ -1,4 +1,4 @@
-"""Labelled answers with something about them changed: their number, their labels, or how many are right.
+"""Labelled answers with something about them changed: their number, labels or weights, or how many are right.
 
 python -m recipes.arithmetic_study.change_answers --answers answers.jsonl --output fewer.jsonl --share 0.25
 """
@@ -28,6 +28,7 @@ class ChangeConfig:
     right_per_wrong: float | None = setting(
         None, "right answers for each wrong one; the larger class is thinned out; unset: as they are", above=0
     )
+    equal_classes: bool = setting(False, "weights with which right answers count as much as wrong ones in total")
     threshold: float | None = setting(
         None,
         "a step of a wrong answer is right where the mean result, from -1 to 1, of all answers that begin so is at "
@@ -57,6 +58,8 @@ def main(config: ChangeConfig) -> None:
         rows = labelled_by_value(rows, config.threshold)
     if not rows:
         raise UserError("no answer is left: keep more")
+    if config.equal_classes:
+        rows = weighted(rows)
     write_rows(config.output, rows)
     print(f"{len(rows)} answers, {sum(map(is_right, rows))} right: {config.output}", flush=True)
 
@@ -85,6 +88,19 @@ def rebalanced(rows: list[dict], right_per_wrong: float, rng: random.Random) -> 
 def turned(row: dict) -> dict:
     """With every label the other way round."""
     return {**row, "labels": [not label for label in row["labels"]]}
+
+
+def weighted(rows: list[dict]) -> list[dict]:
+    """With weights of mean 1 that add up to the same for right and for wrong answers.
+
+    Raises:
+        UserError: one of the two has no answers.
+    """
+    right = sum(map(is_right, rows))
+    if right in (0, len(rows)):
+        raise UserError("--equal_classes: all answers have the same label")
+    of_label = {True: len(rows) / (2 * right), False: len(rows) / (2 * (len(rows) - right))}
+    return [{**row, "weight": of_label[is_right(row)]} for row in rows]
 
 
 def labelled_by_value(rows: list[dict], threshold: float) -> list[dict]:

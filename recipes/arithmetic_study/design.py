@@ -12,6 +12,7 @@ from pipa_openrlhf.settings import setting
 from recipes.arithmetic_study.stages import CLI, Stage, path
 
 PROMPT = {"data.input_template": "{}\n", "ds.param_dtype": "fp32"}
+HEAD_RATE = 3e-3  # of a value head that learns alone
 LONGEST_ANSWER = 64  # tokens; the longest right one has about fifty
 
 
@@ -224,6 +225,14 @@ def prior(kept: str, seed: int, rate: float, sizes: Sizes) -> Stage:
     flags = {"data.keep": kept, "train.max_epochs": 3, "train.seed": seed}
     data = f"answers_seed{seed}"
     stage = _train(f"prior_{kept}_seed{seed}", "train_sft", "{sft}", f"{{{data}}}", sizes, rate, flags)
+    return replace(stage, needs=("sft", data))
+
+
+def value_head(row: Row, seed: int, sizes: Sizes) -> Stage:
+    """A value head for a PIPA row, trained on its answers before the policy moves."""
+    data = row.data.replace("SEED", str(seed))
+    flags = {**row.flags, "train.max_epochs": 3, "train.seed": seed, "value.lr": HEAD_RATE}
+    stage = _train(f"head_{row.name}_seed{seed}", row.module, "{sft}", f"{{{data}}}", sizes, 0.0, flags)
     return replace(stage, needs=("sft", data))
 
 

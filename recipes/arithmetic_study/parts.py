@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from recipes.arithmetic_study.design import CONTROL, Row, Sizes, headline, prior, sampling
+from recipes.arithmetic_study.design import CONTROL, Row, Sizes, headline, prior, sampling, value_head
 from recipes.arithmetic_study.stages import Stage, path
 
 PIPA_M, PIPA_N = "unpaired_step_pipa_m", "unpaired_step_pipa_n"
@@ -58,19 +58,28 @@ def noise() -> list[Row]:
 
 
 def imbalance() -> list[Row]:
-    """One right answer for eight wrong ones, to eight right ones for one."""
-    return _on_data(("ratio0.125", "ratio0.5", "ratio1", "ratio2", "ratio8"))
+    """One right answer for eight wrong ones, to eight right ones for one; and the extremes with weights that make both
+    classes count the same, which is not in the paper."""
+    weighted = [row for row in _on_data(("equal0.125", "equal8")) if row.changes != CONTROL]
+    return _on_data(("ratio0.125", "ratio0.5", "ratio1", "ratio2", "ratio8")) + weighted
 
 
 def beyond() -> list[Row]:
-    """Not in the paper: losses that are means over tokens, and a value head that learns ten times as fast."""
+    """Not in the paper: losses that are means over tokens, value heads that learn faster or first, right tokens that
+    are clipped."""
     names = [row.name for row in headline() if row.is_pipa]
-    means = [
+    rows = [
         _like(name, mean, mean.replace("_", " "), {"pipa.loss_reduction": mean})
         for mean in ("sequence_mean", "token_mean")
         for name in names
     ]
-    return means + [_like(name, "fast_g", "fast g", value_rate=100) for name in names]
+    rows += [_like(name, "fast_g", "fast g", value_rate=100) for name in names]
+    for name in names:
+        head = f"head_{name}_seedSEED"
+        rows.append(_like(name, "g_first", "g first", {"value.init_from": f"{{{head}}}"}, needs=(head,)))
+    clipped = {"pipa.objective_module": "recipes/arithmetic_study/clipped_right.py"}
+    of_m = [row.name for row in headline() if row.flags.get("pipa.variant") == "m"]
+    return rows + [_like(name, "clipped_right", "right clipped", clipped) for name in of_m]
 
 
 def sharper() -> list[Row]:
@@ -102,6 +111,8 @@ def preparation(part: str, rows: list[Row], rates: dict[str, float], sizes: Size
         if part == "priors":
             rate = rates[CONTROL]
             stages += [prior(kept, seed, rate, sizes) for kept in ("all", "negative")]
+        if part == "beyond":
+            stages += [value_head(row, seed, sizes) for row in headline() if row.is_pipa]
         if part == "scaling":
             stages += sampling(str(MOST_ANSWERS), seed, MOST_ANSWERS, sizes)
         changed = {row.data.removesuffix("_seedSEED") for row in rows} - {"answers"}
@@ -114,6 +125,7 @@ _CHANGES = {
     "of": "answers_per_problem",
     "wrong": "wrong_labels",
     "ratio": "right_per_wrong",
+    "equal": "right_per_wrong",
     "threshold": "threshold",
 }
 
@@ -123,4 +135,6 @@ def _changed(name: str, seed: int) -> Stage:
     kind = name.rstrip("-0123456789.")
     source = f"answers{MOST_ANSWERS if kind == 'of' else ''}_seed{seed}"
     flags = {"answers": path(f"{{{source}}}"), "seed": seed, _CHANGES[kind]: name.removeprefix(kind)}
+    if kind == "equal":
+        flags["equal_classes"] = True
     return Stage(f"{name}_seed{seed}", "recipes.arithmetic_study.change_answers", "output", flags, (source,), ".jsonl")

@@ -22,6 +22,8 @@ METRICS = {
     "pipa/F_rejected": "F of wrong tokens",
     "pipa/clip_fraction": "clipped wrong tokens",
     "pipa/value_likelihood": "likelihood of the labels under g",
+    "pipa/gradient_rejected": "gradient of wrong tokens",
+    "pipa/gradient_spread": "spread of the gradient",
 }
 
 
@@ -107,24 +109,14 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def diagnostics(table: Table, row: Row) -> dict[str, float | None]:
-    """:data:`METRICS` of a row, and the share of PIPA-N's gradient on log-ratios that wrong tokens have.
-
-    Means over seeds; None where a method has no such metric.
-    """
+    """:data:`METRICS` of a row, means over seeds; None where a method has no such metric."""
     steps = [one for run in table.runs(row) for one in _last_quarter(read_metrics(run))]
 
     def mean(name: str) -> float | None:
         values = [step[name] for step in steps if step.get(name) is not None]
         return float(np.mean(values)) if values else None
 
-    found = {name: mean(name) for name in METRICS}
-    share, of_right, of_wrong = mean("right_token_share"), found["pipa/F_chosen"], found["pipa/F_rejected"]
-    is_n = row.flags.get("pipa.variant") == "n"
-    known = is_n and share is not None and of_right is not None and of_wrong is not None
-    # The gradient of a token's loss with respect to its log-ratio is F - label.
-    pull = (1 - share) * of_wrong if known else 0.0
-    push = share * (1 - of_right) if known else 0.0
-    return {**found, "gradient_of_wrong": pull / (pull + push) if pull + push else None}
+    return {name: mean(name) for name in METRICS}
 
 
 def _last_quarter(rows: list[dict]) -> list[dict]:
@@ -222,13 +214,15 @@ def _difference(found: dict) -> str:
 
 def diagnostics_table(records: list[dict]) -> str:
     """Markdown."""
-    names = {**METRICS, "gradient_of_wrong": "gradient of wrong tokens"}
-    lines = [f"| data | method | {' | '.join(names.values())} |", "|---" * (2 + len(names)) + "|"]
+    lines = [f"| data | method | {' | '.join(METRICS.values())} |", "|---" * (2 + len(METRICS)) + "|"]
     for record in sorted(records, key=lambda one: _place(one["setting"])):
-        values = [record["metrics"][name] for name in names]
+        values = [record["metrics"][name] for name in METRICS]
         cells = ["-" if value is None else f"{value:.3g}" for value in values]
         lines.append(f"| {record['setting']} | {record['method']} | {' | '.join(cells)} |")
-    note = "Means over the last quarter of the steps and over seeds. Log-ratios are sums over an answer, in nats."
+    note = (
+        "Means over the last quarter of the steps and over seeds. Log-ratios are sums over an answer, in nats. "
+        "Gradient: of token losses, by log f; spread: 1 where all tokens pull alike, near 0 where few do."
+    )
     return "\n".join([*lines, "", note])
 
 

@@ -14,16 +14,18 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from marks import ROOT
 from tiny import read_jsonl, write_jsonl
 
 from pipa_openrlhf.cli.entry import run
 from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.errors import UserError
-from recipes.arithmetic_study import change_answers, design, make_problems, parts, study
+from recipes.arithmetic_study import change_answers, clipped_right, design, make_problems, parts, study
 from recipes.arithmetic_study.model import CHARACTERS, make_tokenizer
 from recipes.arithmetic_study.problems import SPLITS, Teacher, generate_chains, moves_ten
 from recipes.arithmetic_study.results import compare, standard_error
@@ -219,6 +221,9 @@ def test_changed_answers(tmp_path):
     for ratio, right, wrong in (("1", 2, 2), ("2", 2, 1), ("0.3333", 1, 3)):
         kept = change(tmp_path, "--right_per_wrong", ratio)
         assert Counter(row["labels"][-1] for row in kept) == {True: right, False: wrong}
+    # Two right answers and three wrong ones: 2 x 5/4 = 3 x 5/6.
+    weights = [row["weight"] for row in change(tmp_path, "--equal_classes")]
+    assert weights == pytest.approx([5 / 4, 5 / 6, 5 / 6, 5 / 6, 5 / 4])
     # Of the three answers of "a" that begin with 1+1=2 one is right: a value of -1/3.
     low, high = (change(tmp_path, "--threshold", value) for value in ("-0.4", "-0.3"))
     assert [row["labels"] for row in low] == [labels for *_, labels in ANSWERS]
@@ -237,6 +242,23 @@ def test_mistakes_in_changing_answers(tmp_path, capsys):
         words = [*words, "--output", str(tmp_path / "out.jsonl")]
         assert run(change_answers.main, change_answers.ChangeConfig, words) == 1
         assert capsys.readouterr().err.startswith("error: ")
+    right = write_jsonl(tmp_path / "right.jsonl", answer_rows()[:1])
+    words = ["--answers", right, "--output", str(tmp_path / "out.jsonl"), "--equal_classes"]
+    assert run(change_answers.main, change_answers.ChangeConfig, words) == 1
+    assert "all answers have the same label" in capsys.readouterr().err
+
+
+def test_right_tokens_above_one_have_no_gradient_where_they_are_clipped():
+    """By hand, at g = 1/2: F is half of the policy's ratio to the prior."""
+    config = SimpleNamespace(objective=SimpleNamespace(clip_eps=1e-10))
+    clipped = clipped_right.make_objective(config)
+    ratio = torch.tensor([1.0, 3.0, 1.0, 1.5])
+    log_f = ratio.log().requires_grad_()
+    zeros, label = torch.zeros(4), torch.tensor([1, 1, 0, 0])
+    loss = clipped.token_loss(log_f, zeros, zeros, label)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_f)
+    assert loss.tolist() == pytest.approx([math.log(2), 0, math.log(2), math.log(4)])
+    assert gradient.tolist() == pytest.approx([-1, 0, 1, 3])
 
 
 def test_comparisons_by_hand():

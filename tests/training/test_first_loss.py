@@ -138,6 +138,36 @@ def test_second_loss_when_only_the_head_was_trained(setting, tmp_path, variant):
     assert rows[1]["loss"] == pytest.approx(expected_loss(setting, variant, "step", "sum", head), rel=1e-4)
 
 
+@pytest.mark.parametrize("variant, reduction", [("m", "sum"), ("n", "sum"), ("n", "sequence_mean")])
+def test_where_the_gradient_comes_from(setting, tmp_path, variant, reduction):
+    """Pulls by hand, with g = 1/2: 1 and F / (1 - F) under PIPA-M, 1 - F and F under PIPA-N."""
+    root, models, tokenizer = setting
+    weights = [1.0, 0.5, 2.0, 1.0, 1.0, 3.0, 1.0, 1.0]
+    rows = [{**row, "weight": weight} for row, weight in zip(read_jsonl(root / "unpaired.jsonl"), weights)]
+    changes = {
+        "data.dataset": write_jsonl(tmp_path / "weighted.jsonl", rows),
+        "data.annotation": "step",
+        "pipa.variant": variant,
+        "pipa.loss_reduction": reduction,
+        "train.micro_batch_size": 3,
+    }
+    row = train("train_pipa", *flags(setting, "unpaired", tmp_path / "out", **changes))[0]
+    pulls, labels = [], []
+    for (prompt, steps, step_labels), weight in zip(ANSWERS, weights):
+        response, token_labels = tokens_of(prompt, steps, step_labels, "step", tokenizer)
+        of_models = [token_log_probs(models / one, ids(prompt, tokenizer), response) for one in ("policy", "prior")]
+        ratio = np.exp(of_models[0] - of_models[1])
+        F = ratio / 2 if variant == "m" else ratio / (1 + ratio)
+        of_right, of_wrong = (np.ones_like(F), np.where(F < 1, F / (1 - F), 0)) if variant == "m" else (1 - F, F)
+        share = weight / (len(response) if reduction == "sequence_mean" else 1)
+        pulls.extend(np.where(token_labels, of_right, of_wrong) * share)
+        labels.extend(token_labels)
+    pulls, labels = np.array(pulls), np.array(labels)
+    assert row["pipa/gradient_rejected"] == pytest.approx(pulls[labels == 0].sum() / pulls.sum(), rel=1e-4)
+    spread = pulls.sum() ** 2 / (len(pulls) * np.square(pulls).sum())
+    assert row["pipa/gradient_spread"] == pytest.approx(spread, rel=1e-4)
+
+
 def test_interpreted_metrics_at_the_first_step(setting, tmp_path):
     """rewards, logratio, value likelihood and F against sums by hand."""
     rows = train("train_pipa", *flags(setting, "unpaired", tmp_path / "out", **{"data.annotation": "step"}))
