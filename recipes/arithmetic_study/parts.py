@@ -83,9 +83,13 @@ def beyond() -> list[Row]:
 
 
 def sharper() -> list[Row]:
-    """Not in the paper: the policy's ratio to the prior to the power 0.3, at learning rates of its own."""
+    """Not in the paper: the policy's ratio to the prior to a power below 1, at learning rates of its own."""
     names = [row.name for row in headline() if row.is_pipa]
-    return [_like(name, "beta0.3", "beta 0.3", {"pipa.beta": 0.3}, keeps_rate=False) for name in names]
+    return [
+        _like(name, f"beta{beta}", f"beta {beta}", {"pipa.beta": beta}, keeps_rate=False)
+        for beta in (0.5, 0.3, 0.1)
+        for name in names
+    ]
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
