@@ -1,4 +1,4 @@
-"""A training module, `sample` or `evaluate` on a Ray cluster: ``launch_ray --ray.num_workers 8 -- MODULE FLAGS``
+"""Training, `sample`, `evaluate` or `annotate` on a Ray cluster: ``launch_ray --ray.num_workers 8 -- MODULE FLAGS``
 
 ``MODULE FLAGS`` is what follows ``deepspeed --module`` elsewhere: ``pipa_openrlhf.cli.train_pipa --data.dataset ...``
 """
@@ -15,7 +15,7 @@ from pipa_openrlhf.distributed.ray_launch import LaunchConfig
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.settings import settings_of, with_absolute_paths
 
-_MODULES = (*TRAINING_MODULES, "sample", "evaluate")
+_MODULES = (*TRAINING_MODULES, "sample", "evaluate", "annotate")
 _USAGE = "write launch_ray --ray.num_workers 8 -- pipa_openrlhf.cli.train_pipa --data.dataset ..."
 
 # In the path of the folder in which a job of `ray job submit --working-dir` runs.
@@ -47,6 +47,11 @@ def main(config: LaunchConfig, command: list[str]) -> None:
         raise UserError(
             "--evaluate.overwrite would delete the answers of before a restart too: delete the folder yourself, or "
             "leave out --ray.max_failures and --ray.min_workers"
+        )
+    if module == "annotate" and run_config.annotate.method != "rollout":
+        raise UserError(
+            f"--annotate.method {run_config.annotate.method} is the work of one process, and no model of its own: "
+            "start it without launch_ray"
         )
     run_config = with_absolute_paths(run_config)
     _check_outputs(run_config)

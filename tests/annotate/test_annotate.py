@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, write_jsonl
+from tiny import flags, make_model, make_tokenizer, read_jsonl, run_in_process, start_module, write_jsonl
 
 from pipa_openrlhf.annotate.rollout import _row_maker
 from pipa_openrlhf.cli.flags import parse
@@ -167,6 +167,19 @@ def test_q_is_twice_the_share_less_one_and_goes_on_where_it_was_killed(annotate,
     assert path.read_bytes() == whole and (tmp_path / "steps.jsonl").read_bytes() == steps
     monkeypatch.setattr(job.Job, "load_model", lambda self: pytest.fail("there is nothing left to draw"))
     assert annotate(**random)[0] == 0
+
+
+def test_two_workers_of_ray_share_the_beginnings(annotate, rollout_flags, tmp_path):
+    """The rows are those of one process."""
+    random = {**rollout_flags, "rollout.temperature": 1.5, "rollout.batch_size": 3}
+    assert annotate(**random)[0] == 0
+    words = flags({**random, "annotate.input": tmp_path / "answers.jsonl", "annotate.output": tmp_path / "ray.jsonl"})
+    launcher = ["--ray.num_workers", 2, "--ray.address", "local", "--"]
+    driver = start_module("launch_ray", *launcher, "pipa_openrlhf.cli.annotate", *words)
+    output, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors[-3000:]
+    for suffix in ("", ".rollouts.jsonl"):
+        assert read_jsonl(tmp_path / f"ray.jsonl{suffix}") == read_jsonl(tmp_path / f"steps.jsonl{suffix}")
 
 
 def test_a_result_that_stands_in_the_beginning_is_the_answers():

@@ -57,6 +57,10 @@ def test_a_killed_worker_is_started_again_and_nothing_of_the_run_is_lost(small_r
         (["pipa_openrlhf.cli.report"], "pipa_openrlhf.cli.report cannot be launched"),
         (["train_pipa", "--pipa.variant", "x"], "argument --pipa.variant: invalid choice: 'x'"),
         (["train_pipa"], "--model.model_name_or_path is missing"),
+        (
+            ["annotate", *"--annotate.method rule --annotate.input i.jsonl --annotate.output o.jsonl".split()],
+            "--annotate.method rule is the work of one process",
+        ),
     ],
 )
 def test_a_wrong_command_is_named_before_anything_is_started(words, line, capsys):
