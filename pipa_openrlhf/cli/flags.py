@@ -148,14 +148,18 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         known = self._option_string_actions
-        renamed = []
+        renamed, unknown = [], []
         for word in message.split():
             name = word.split("=")[0]
-            new_name = RENAMED.get(name[2:]) if name.startswith("--") else None
-            if f"--{new_name}" in known and name not in known:
+            if not name.startswith("--") or name in known:
+                continue
+            new_name = RENAMED.get(name[2:])
+            if f"--{new_name}" in known:
                 renamed.append(f"{name} of OpenRLHF before 0.10.2 is called --{new_name} here")
+            else:
+                unknown.append(f"{name} is unknown")
         if renamed:
-            raise UserError("; ".join(renamed))
+            raise UserError("; ".join(renamed + unknown))
         raise UserError(f"{message} (see --help)")
 
 
@@ -223,7 +227,7 @@ def _words(where: str, in_file: dict[str, Any], shown: dict[str, Setting]) -> It
         yield from one.words(value)
 
 
-# The flag names of OpenRLHF 0.9's train_dpo and train_kto (its last KTO trainer) and what they are called here.
+# The flag names of OpenRLHF up to 0.9, train_dpo and train_kto (its last KTO trainer), and what they are called here.
 RENAMED = {
     "adam_betas": "adam.betas",
     "adam_offload": "ds.adam_offload",
@@ -245,6 +249,7 @@ RENAMED = {
     "eval_dataset": "eval.dataset",
     "eval_split": "eval.split",
     "eval_steps": "eval.steps",
+    "flash_attn": "ds.attn_implementation",
     "full_determinism": "train.full_determinism_enable",
     "grad_accum_dtype": "ds.grad_accum_dtype",
     "gradient_checkpointing": "model.gradient_checkpointing_enable",
@@ -287,6 +292,7 @@ RENAMED = {
     "target_modules": "ds.lora.target_modules",
     "tokenizer_chat_template": "data.tokenizer_chat_template",
     "train_batch_size": "train.batch_size",
+    "train_split": "data.dataset_split",
     "undesirable_loss_weight": "kto.undesirable_weight",
     "use_ds_universal_ckpt": "ds.use_universal_ckpt",
     "use_liger_kernel": "ds.use_liger_kernel",

@@ -13,7 +13,8 @@ from pipa_openrlhf.data.tokenise import encode
 from pipa_openrlhf.errors import UserError, first_line
 from pipa_openrlhf.generate.config import WriterConfig
 from pipa_openrlhf.generate.sampling import Answer, SamplingSettings, end_tokens, seed_of, to_answer
-from pipa_openrlhf.model.loading import adapter_base, is_adapter, only_from_disk, vllm_rank
+from pipa_openrlhf.model.adapters import adapter_base, is_adapter, vllm_rank
+from pipa_openrlhf.model.loading import only_from_disk
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 

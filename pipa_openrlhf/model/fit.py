@@ -21,15 +21,8 @@ from pipa_openrlhf.data.batch import Batch, collate
 from pipa_openrlhf.data.samples import Sample, Samples
 from pipa_openrlhf.distributed.strategy import Strategy, device
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.loading import (
-    adapter_vocabulary,
-    empty_causal_lm,
-    is_adapter,
-    load_tokenizer,
-    only_from_disk,
-    root_model,
-    rounded_otherwise,
-)
+from pipa_openrlhf.model.adapters import adapter_vocabulary, is_adapter, root_model, rounded_otherwise
+from pipa_openrlhf.model.loading import empty_causal_lm, load_tokenizer, only_from_disk
 from pipa_openrlhf.model.output_head import only_accepted
 from pipa_openrlhf.model.policy import PolicyActor
 

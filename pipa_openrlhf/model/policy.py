@@ -23,7 +23,8 @@ from pipa_openrlhf.data.batch import Batch
 from pipa_openrlhf.distributed.strategy import dtype_of
 from pipa_openrlhf.distributed.upstream import Actor, set_z3_leaf_modules
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.loading import base_model, load_causal_lm
+from pipa_openrlhf.model.adapters import base_model
+from pipa_openrlhf.model.loading import load_causal_lm
 from pipa_openrlhf.model.output_head import decoder_of, install_chunked_head, only_accepted
 from pipa_openrlhf.model.shared_prefixes import enable_shared_prefixes, refuse_other_attention
 from pipa_openrlhf.objectives.batch_loss import PolicyOutput, TokenTerms

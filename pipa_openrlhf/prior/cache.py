@@ -32,7 +32,8 @@ from transformers.utils.hub import extract_commit_hash
 
 from pipa_openrlhf.data.samples import KEY_TYPE, Sample, Samples, sequence_key
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.loading import adapter_base, is_adapter, only_from_disk
+from pipa_openrlhf.model.adapters import adapter_base, is_adapter
+from pipa_openrlhf.model.loading import only_from_disk, refuse_hub_adapter
 from pipa_openrlhf.remembered import file_stamp, remembered
 
 FORMAT_VERSION = 1
@@ -214,6 +215,7 @@ def weights_id(path: str, memory_dir: str, revision: str | None = None) -> str:
         files = _weight_files(path, _WEIGHTS)
         files += sorted(map(os.path.basename, glob.glob(os.path.join(glob.escape(path), "*.py"))))
     else:
+        refuse_hub_adapter(path, revision)
         try:
             found = cached_file(path, "config.json", revision=revision, local_files_only=only_from_disk(path))
         except OSError as error:

@@ -17,13 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.distributed.strategy import Strategy, dtype_of
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.loading import (
-    base_model,
-    empty_causal_lm,
-    is_adapter,
-    load_causal_lm,
-    merge,
-)
+from pipa_openrlhf.model.adapters import base_model, is_adapter, merge
+from pipa_openrlhf.model.loading import empty_causal_lm, load_causal_lm
 from pipa_openrlhf.model.policy import Policy, add_lora, save_value_head
 from pipa_openrlhf.settings import flatten, to_yaml, updated
 from pipa_openrlhf.training.checkpoint import delete_checkpoint

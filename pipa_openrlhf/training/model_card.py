@@ -12,7 +12,7 @@ import transformers
 
 from pipa_openrlhf import __version__
 from pipa_openrlhf.config import RunConfig
-from pipa_openrlhf.model.loading import is_adapter, vllm_rank
+from pipa_openrlhf.model.adapters import is_adapter, vllm_rank
 from pipa_openrlhf.model.policy import HEAD_WEIGHTS_FILE
 from pipa_openrlhf.settings import flatten, settings_of
 from pipa_openrlhf.training.reward_model import VALUE_MODEL
@@ -97,7 +97,7 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 
 {serve}
-To merge it (`--ckpt.merge_lora` exports merged weights at once, and checks them):
+To merge it (`--ckpt.merge_lora` exports merged weights at once):
 
 ```python
 model.merge_and_unload().save_pretrained("merged")

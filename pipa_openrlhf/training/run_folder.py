@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipa_openrlhf.config import RunConfig
 from pipa_openrlhf.errors import UserError, first_line
-from pipa_openrlhf.model.loading import adapter_base, is_adapter
+from pipa_openrlhf.model.adapters import adapter_base, is_adapter
 from pipa_openrlhf.settings import flatten
 
 MANIFEST = "run_manifest.json"

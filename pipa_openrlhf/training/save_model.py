@@ -9,7 +9,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from pipa_openrlhf.model.loading import only_from_disk, root_model
+from pipa_openrlhf.model.adapters import root_model
+from pipa_openrlhf.model.loading import only_from_disk
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 # What merging an adapter may have changed.

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pipa_openrlhf.distributed.strategy import Strategy
-from pipa_openrlhf.model.loading import base_model
+from pipa_openrlhf.model.adapters import base_model
 
 SHARD_BYTES = 5_000_000_000
 _PARTS = ".export_parts"

@@ -122,6 +122,7 @@ def test_all_old_flags_of_a_script_are_answered_at_once():
         "4",
         "--learning_rate=1e-5",
         "--packing_samples",
+        "--disable_trace_cache",
     ]
     with pytest.raises(UserError) as refused:
         parse("train_kto", ["--data.dataset", "x", *old])
@@ -130,6 +131,7 @@ def test_all_old_flags_of_a_script_are_answered_at_once():
         "--train_batch_size of OpenRLHF before 0.10.2 is called --train.batch_size here",
         "--learning_rate of OpenRLHF before 0.10.2 is called --adam.lr here",
         "--packing_samples of OpenRLHF before 0.10.2 is called --ds.packing_samples here",
+        "--disable_trace_cache is unknown",
     ]
 
 

@@ -9,7 +9,7 @@ from tiny import make_model, make_tokenizer, save_adapter, train
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model import loading
+from pipa_openrlhf.model import adapters
 from pipa_openrlhf.model.loading import load_causal_lm
 
 IDS = torch.tensor([[5, 9, 70, 8]])
@@ -92,7 +92,7 @@ def test_adapter_of_another_size_is_refused_by_its_sizes(tiny_models, tmp_path):
 def test_a_merge_that_changes_the_model_is_refused(tmp_path, monkeypatch, dtype):
     make_model(0, tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     save_trained_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["embed_tokens"])
-    monkeypatch.setattr(loading, "_untie_adapted_embeddings", lambda lm: None)
+    monkeypatch.setattr(adapters, "_untie_adapted_embeddings", lambda lm: None)
     with pytest.raises(UserError, match="adapter: merging the adapter changes log-probs by up to"):
         load_causal_lm(str(tmp_path / "adapter"), dtype, "sdpa")
 
@@ -103,12 +103,12 @@ def test_rounding_is_no_other_model(tiny_models, tmp_path, dtype):
     assert load_causal_lm(str(tmp_path / "adapter"), dtype, "sdpa").dtype == dtype
 
 
-@pytest.mark.parametrize("allowed, merges", [(0.0, False), (loading._MERGE_TOLERANCE, True)])
+@pytest.mark.parametrize("allowed, merges", [(0.0, False), (adapters._MERGE_TOLERANCE, True)])
 def test_what_rounding_explains_is_measured(tmp_path, monkeypatch, allowed, merges):
     """In bf16 merging this model changes more than is let through unseen, and no more than its rounding does."""
     make_model(0, initializer_range=0.5, num_hidden_layers=6).save_pretrained(tmp_path / "base")
     save_adapter(tmp_path / "base", tmp_path / "adapter", 1)
-    monkeypatch.setattr(loading, "_MERGE_TOLERANCE", allowed)
+    monkeypatch.setattr(adapters, "_MERGE_TOLERANCE", allowed)
     if merges:
         load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
         return
@@ -120,7 +120,7 @@ def test_what_rounding_explains_is_measured(tmp_path, monkeypatch, allowed, merg
 @pytest.mark.parametrize("touches", TOUCHES)
 def test_rounding_is_measured_whatever_an_adapter_touches(base_folder, tmp_path, monkeypatch, touches):
     save_trained_adapter(base_folder, tmp_path / "adapter", **TOUCHES[touches])
-    monkeypatch.setattr(loading, "_MERGE_CHANGE", 0.0)
+    monkeypatch.setattr(adapters, "_MERGE_CHANGE", 0.0)
     merged = load_causal_lm(str(tmp_path / "adapter"), torch.bfloat16, "sdpa")
     assert not any(module._forward_hooks for module in merged.modules())
 
@@ -135,7 +135,7 @@ def test_merged_model_is_trainable_where_its_base_is(tiny_models, tmp_path):
     PeftModel(base, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)).save_pretrained(tmp_path / "gpt2")
     fresh = GPT2LMHeadModel(base.config)
     fresh.transformer.wpe.weight.requires_grad_(False)
-    merged = loading.merge_adapter(fresh, str(tmp_path / "gpt2"))
+    merged = adapters.merge_adapter(fresh, str(tmp_path / "gpt2"))
     assert [name for name, one in merged.named_parameters() if not one.requires_grad] == ["transformer.wpe.weight"]
 
 
@@ -146,3 +146,10 @@ def test_data_may_use_tokens_that_the_adapter_brings(small_run, tiny_models, tmp
     make_tokenizer().save_pretrained(tmp_path / "adapter")
     changes = {"model.model_name_or_path": tmp_path / "adapter", "ds.lora.rank": 2, "ckpt.save_steps": None}
     assert len(train("train_pipa", *small_run("out", **changes))) == 6
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "use_liger_kernel"])
+def test_what_a_merged_adapter_cannot_have_is_refused(base_folder, tmp_path, flag):
+    save_adapter(base_folder, tmp_path / "adapter", 1)
+    with pytest.raises(UserError, match=f"^--ds.{flag} cannot be used with the adapter .*adapter, which is merged"):
+        load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa", **{flag: True})

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model, save_adapter
 
 from pipa_openrlhf.errors import UserError
-from pipa_openrlhf.model.loading import load_causal_lm
+from pipa_openrlhf.model.loading import load_causal_lm, load_tokenizer
 from pipa_openrlhf.prior import cache as identity
 from pipa_openrlhf.prior.cache import prior_id, weights_id
 
@@ -227,3 +227,20 @@ def test_revision_of_an_adapters_base(hub, tiny_models, tmp_path, id_of):
     bases = [load_file(tiny_models / name / "model.safetensors") for name in ("policy", "policy", "prior")]
     for found, base in zip(weights, bases):
         assert torch.equal(found, base["model.embed_tokens.weight"])
+
+
+def test_an_adapter_of_the_hub_is_refused_with_what_to_do(hub, tiny_models, tmp_path):
+    """Also where its repository holds a config.json, with which transformers would load it unmerged."""
+    snapshot = tmp_path / "hub" / "models--org--tuned" / "snapshots" / ("a" * 40)
+    save_adapter(tiny_models / "policy", snapshot, 1)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    for _ in range(2):
+        for use in (
+            lambda: weights_id("org/tuned", str(tmp_path / "cache")),
+            lambda: load_causal_lm("org/tuned", torch.float32, "sdpa"),
+            lambda: load_tokenizer("org/tuned"),
+        ):
+            with pytest.raises(UserError, match="^org/tuned on the hub is an adapter: download it, `hf download org/"):
+                use()
+        shutil.copy(tiny_models / "policy" / "config.json", snapshot)
