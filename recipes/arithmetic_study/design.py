@@ -186,18 +186,14 @@ def sampling(suffix: str, seed: int, answers: int, sizes: Sizes) -> list[Stage]:
         ("problems", "sft"),
         ".jsonl",
     )
-    labelled = Stage(
-        f"answers{suffix}_seed{seed}",
-        "recipes.word_problems.label_steps",
-        "output",
-        {
-            "answers": path(f"{{problems}}/teacher{seed}.jsonl" if sizes.teacher_answers else f"{{{sampled.name}}}"),
-            "problems": questions,
-        },
-        ("problems", sampled.name),
-        ".jsonl",
-    )
-    return [sampled, labelled]
+    return [sampled, labelling(f"answers{suffix}_seed{seed}", sampled.name, seed, sizes)]
+
+
+def labelling(name: str, sampled: str, seed: int, sizes: Sizes, **flags: Any) -> Stage:
+    """The steps of the answers of the stage ``sampled``, labelled."""
+    answers = path(f"{{problems}}/teacher{seed}.jsonl" if sizes.teacher_answers else f"{{{sampled}}}")
+    flags = {"answers": answers, "problems": path(f"{{problems}}/sample{seed}.jsonl"), **flags}
+    return Stage(name, "recipes.word_problems.label_steps", "output", flags, ("problems", sampled), ".jsonl")
 
 
 def run_name(row: Row, rate: float, seed: int) -> str:

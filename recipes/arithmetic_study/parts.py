@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from recipes.arithmetic_study.design import CONTROL, Row, Sizes, headline, prior, sampling, value_head
+from recipes.arithmetic_study.design import CONTROL, Row, Sizes, headline, labelling, prior, sampling, value_head
 from recipes.arithmetic_study.stages import Stage, path
 
 PIPA_M, PIPA_N = "unpaired_step_pipa_m", "unpaired_step_pipa_n"
@@ -64,6 +64,11 @@ def imbalance() -> list[Row]:
     return _on_data(("ratio0.125", "ratio0.5", "ratio1", "ratio2", "ratio8")) + weighted
 
 
+def checked() -> list[Row]:
+    """Answers with a right result and a wrong step count as wrong from that step on."""
+    return _on_data(("checked",), (*COMPARED, "unpaired_step_step_kto"))
+
+
 def beyond() -> list[Row]:
     """Not in the paper: losses that are means over tokens, value heads that learn faster or first, right tokens that
     are clipped."""
@@ -93,7 +98,8 @@ def sharper() -> list[Row]:
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
-    part.__name__: part for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance, beyond, sharper)
+    part.__name__: part
+    for part in (fixed_g, priors, sft_coef, threshold, scaling, noise, imbalance, checked, beyond, sharper)
 }
 
 
@@ -104,8 +110,8 @@ def _like(name: str, suffix: str, method: str, flags: dict[str, Any] | None = No
     return replace(row, name=f"{name}_{suffix}", method=f"{row.method} {method}", flags=merged, changes=name, **more)
 
 
-def _on_data(changes: tuple[str, ...]) -> list[Row]:
-    return [_like(name, one, one, data=f"{one}_seedSEED") for one in changes for name in COMPARED]
+def _on_data(changes: tuple[str, ...], names: tuple[str, ...] = COMPARED) -> list[Row]:
+    return [_like(name, one, one, data=f"{one}_seedSEED") for one in changes for name in names]
 
 
 def preparation(part: str, rows: list[Row], rates: dict[str, float], sizes: Sizes) -> list[Stage]:
@@ -119,6 +125,9 @@ def preparation(part: str, rows: list[Row], rates: dict[str, float], sizes: Size
             stages += [value_head(row, seed, sizes) for row in headline() if row.is_pipa]
         if part == "scaling":
             stages += sampling(str(MOST_ANSWERS), seed, MOST_ANSWERS, sizes)
+        if part == "checked":
+            stages.append(labelling(f"checked_seed{seed}", f"sampled_seed{seed}", seed, sizes, check_right=True))
+            continue
         changed = {row.data.removesuffix("_seedSEED") for row in rows} - {"answers"}
         stages += [_changed(one, seed) for one in sorted(changed)]
     return stages

@@ -22,7 +22,7 @@ from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.generate.problems import Problem, read_problems
 from pipa_openrlhf.settings import setting
 from recipes.word_problems.problems import write_rows
-from recipes.word_problems.steps import label_steps, label_words, split_words
+from recipes.word_problems.steps import is_right_throughout, label_steps, label_words, split_words
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class LabelConfig:
     problems: str | None = setting(None, "JSONL of the same problems, with worked answers in `steps`")
     output: str | None = setting(None, "JSONL to write")
     by: str = setting("line", "what a step is", choices=("line", "word"))
+    check_right: bool = setting(
+        False, "of lines: an answer whose result is right and one of its steps is not counts as wrong from there on"
+    )
 
 
 def main(config: LabelConfig) -> None:
@@ -43,17 +46,19 @@ def main(config: LabelConfig) -> None:
             raise UserError(f"--{name} is required")
         if name != "output" and not os.path.isfile(path):
             raise UserError(f"--{name} {path}: no such file")
+    if config.check_right and config.by != "line":
+        raise UserError("--check_right is about lines: leave out --by word")
     problems = read_problems(config.problems)
     require_steps(problems, config.problems)
     worked = {problem.problem_id: problem.steps for problem in problems}
-    rows = [labelled_row(row, worked, where, config.by) for where, row in read_json_rows(config.answers)]
+    rows = [labelled_row(row, worked, where, config) for where, row in read_json_rows(config.answers)]
     write_rows(config.output, rows)
     steps = Counter(label for row in rows for label in row["labels"])
     wrong = steps[False] if config.by == "line" else steps[-1]
     print(f"{len(rows)} answers: {steps[True]} right steps, {wrong} wrong steps: {config.output}", flush=True)
 
 
-def labelled_row(row: dict, worked: dict[str, list[str]], where: str, by: str) -> dict:
+def labelled_row(row: dict, worked: dict[str, list[str]], where: str, config: LabelConfig) -> dict:
     """The row with its answer in steps.
 
     Raises:
@@ -65,8 +70,9 @@ def labelled_row(row: dict, worked: dict[str, list[str]], where: str, by: str) -
         raise UserError(f"{where}: problem {row.get('problem_id')!r} is not in --problems")
     gold_steps, is_right = worked[row["problem_id"]], row["label"]
     rest = {name: value for name, value in row.items() if name not in ("completion", "label")}
-    if by == "line":
+    if config.by == "line":
         steps = split_steps(row["completion"])
+        is_right = is_right and (not config.check_right or is_right_throughout(steps, gold_steps))
         return {**rest, "completions": steps, "labels": label_steps(steps, gold_steps, is_right)}
     words = split_words(row["completion"])
     labels = [0 if label is None else 1 if label else -1 for label in label_words(words, gold_steps, is_right)]

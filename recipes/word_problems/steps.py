@@ -23,6 +23,14 @@ def label_steps(steps: list[str], gold_steps: list[str], answer_is_right: bool) 
     return labels + [False] * (len(steps) - len(labels))
 
 
+def is_right_throughout(steps: list[str], gold_steps: list[str]) -> bool:
+    """Whether every step but the last has a true equation with the gold step's value at its position.
+
+    A right result says less: two mistakes may make up for each other.
+    """
+    return all(label_steps(steps, gold_steps, answer_is_right=False)[:-1])
+
+
 def split_words(text: str) -> list[str]:
     """Words of an answer with the blanks before them, a line's end with its last word; joined they are the answer."""
     return re.findall(r"\s*?\S+(?:[^\S\n]*\n)*(?:\s+\Z)?", text) or [text]

@@ -3,8 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import read_jsonl, write_jsonl
 
 from pipa_openrlhf.annotate.answers import split_steps
+from pipa_openrlhf.cli.entry import run
+from recipes.word_problems import label_steps as label_steps_script
+from recipes.word_problems.label_steps import LabelConfig
 from recipes.word_problems.steps import label_steps, label_words, split_words
 
 GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
@@ -34,6 +38,26 @@ GOLD = ["12 + 7 = 19", "19 * 3 = 57", "#### 57"]
 )
 def test_label_steps(steps, right, labels):
     assert label_steps(steps, GOLD, right) == [bool(label) for label in labels]
+
+
+def test_a_right_result_is_checked_where_asked_for(tmp_path, capsys):
+    """Ten forgotten when adding and when subtracting: the result is right, two of its steps are not."""
+    problem = {"problem_id": "a", "question": "26+9-6", "answer": "29", "steps": ["26+9=35", "35-6=29", "#### 29"]}
+    lucky, right = ["26+9=25", "25-6=29", "#### 29"], ["26+9=35", "35-6=29", "#### 29"]
+    rows = [
+        {"problem_id": "a", "prompt": "26+9-6", "completion": "\n".join(one), "label": True} for one in (lucky, right)
+    ]
+    words = ["--answers", write_jsonl(tmp_path / "sampled.jsonl", rows)]
+    words += ["--problems", write_jsonl(tmp_path / "problems.jsonl", [problem])]
+    found = []
+    for more in ([], ["--check_right"]):
+        output = str(tmp_path / "steps.jsonl")
+        assert run(label_steps_script.main, LabelConfig, [*words, "--output", output, *more]) == 0
+        found.append([row["labels"] for row in read_jsonl(output)])
+    assert found == [[[True] * 3, [True] * 3], [[False] * 3, [True] * 3]]
+    words += ["--output", str(tmp_path / "words.jsonl"), "--check_right", "--by", "word"]
+    assert run(label_steps_script.main, LabelConfig, words) == 1
+    assert "--check_right is about lines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
