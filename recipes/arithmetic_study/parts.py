@@ -65,8 +65,9 @@ def imbalance() -> list[Row]:
 
 
 def checked() -> list[Row]:
-    """Answers with a right result and a wrong step count as wrong from that step on."""
-    return _on_data(("checked",), (*COMPARED, "unpaired_step_step_kto"))
+    """Answers with a right result and a wrong step count as wrong from that step on; at learning rates of its own."""
+    rows = _on_data(("checked",), (*COMPARED, "unpaired_step_step_kto"))
+    return [replace(row, keeps_rate=False) for row in rows]
 
 
 def beyond() -> list[Row]:
