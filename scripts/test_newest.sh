@@ -9,7 +9,8 @@ newest=(transformers deepspeed peft "$@")
 # What a change of theirs breaks first: losses and gradients of whole runs, layouts, LoRA, MoE, checkpoints, exports.
 chosen=(
   test_first_loss test_baseline_first_loss test_gradient_sums test_invariance test_output_head test_shared_prefixes
-  test_self_check test_loading test_adapters test_moe_balancing test_resume test_damaged_checkpoints test_export
+  test_self_check test_loading test_adapters test_moe_balancing test_resume test_damaged_checkpoints test_loss_scale
+  test_export
 )
 files=()
 for name in "${chosen[@]}"; do

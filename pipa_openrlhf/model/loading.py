@@ -62,7 +62,11 @@ def refuse_hub_adapter(path: str, revision: str | None = None) -> None:
     """
     if os.path.isdir(path) or "modelscope" in sys.modules:
         return
-    if find_adapter_config_file(path, revision=revision, local_files_only=only_from_disk(path)) is not None:
+    try:
+        found = find_adapter_config_file(path, revision=revision, local_files_only=only_from_disk(path))
+    except OSError:  # no name that the hub knows: whoever loads it says so
+        return
+    if found is not None:
         raise UserError(
             f"{path} on the hub is an adapter: download it, `hf download {path} --local-dir FOLDER`, and give it"
         )

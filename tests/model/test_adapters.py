@@ -148,6 +148,14 @@ def test_data_may_use_tokens_that_the_adapter_brings(small_run, tiny_models, tmp
     assert len(train("train_pipa", *small_run("out", **changes))) == 6
 
 
+def test_a_base_that_was_moved_is_named(tmp_path):
+    make_model(0).save_pretrained(tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "adapter", 1)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"^cannot load a model from {tmp_path / 'base'}: "):
+        load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa")
+
+
 @pytest.mark.parametrize("flag", ["load_in_4bit", "use_liger_kernel"])
 def test_what_a_merged_adapter_cannot_have_is_refused(base_folder, tmp_path, flag):
     save_adapter(base_folder, tmp_path / "adapter", 1)
