@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from pipa_openrlhf.data.config import DataConfig
-from pipa_openrlhf.errors import UserError, check_downloads, check_model_path, need_package
+from pipa_openrlhf.errors import UserError, check_downloads, check_model_path, is_adapter, need_package
 from pipa_openrlhf.objectives.objective import ObjectiveConfig
 from pipa_openrlhf.objectives.pipa import PipaConfig
 from pipa_openrlhf.remembered import user_cache_dir
@@ -350,6 +350,7 @@ class RunConfig:
 
     def _check_models(self) -> None:
         check_model_path(self.model.path, MODEL_FLAG)
+        self._check_adapter(self.model.path)
         if "prior" in self.objective.hidden_groups:
             return
         ref, prior = self.ref.model_name_or_path, self.prior.model_name_or_path
@@ -357,3 +358,12 @@ class RunConfig:
             raise UserError("--ref.model_name_or_path and --prior.model_name_or_path name two priors: give one")
         if self.prior_path:
             check_model_path(self.prior_path, "--prior.model_name_or_path")
+            self._check_adapter(self.prior_path)
+
+    def _check_adapter(self, path: str) -> None:
+        for name in ("load_in_4bit", "use_liger_kernel"):
+            if getattr(self.ds, name) and is_adapter(path):
+                raise UserError(
+                    f"--ds.{name} cannot be used with the adapter {path}, which is merged into its base: save the "
+                    "merged model (docs/adapters.md) and start from that"
+                )

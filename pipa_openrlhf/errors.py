@@ -21,6 +21,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_adapter(path: str) -> bool:
+    """True for a folder that holds a PEFT adapter rather than a model."""
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
 def check_model_path(path: str, flag: str) -> None:
     """A path that looks local must hold a model or an adapter; anything else is left to the hub.
 
@@ -29,7 +34,7 @@ def check_model_path(path: str, flag: str) -> None:
     """
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
     if os.path.isdir(path):
-        if not any(os.path.isfile(os.path.join(path, file)) for file in ("config.json", "adapter_config.json")):
+        if not is_adapter(path) and not os.path.isfile(os.path.join(path, "config.json")):
             raise UserError(f"{flag} {path}: the folder has no config.json and no adapter_config.json")
     elif looks_local or os.path.exists(path):
         raise UserError(f"{flag} {path}: no such folder")

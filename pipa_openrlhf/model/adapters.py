@@ -1,5 +1,6 @@
 """Adapters: found, sized, and merged into their base without changing what the two compute together."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +14,15 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipa_openrlhf.errors import UserError, first_line
+from pipa_openrlhf.errors import UserError, first_line, is_adapter
+
+log = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8
 # Share of the logits' spread by which merging may change them unseen, and how many times what rounding explains.
 _MERGE_CHANGE = 1e-3
 _MERGE_TOLERANCE = 3.0
 _COARSE_MERGE_CHANGE = 0.2  # such a share where that cannot be measured: quantised weights are quantised again
-
-
-def is_adapter(path: str) -> bool:
-    """True for a folder that holds a PEFT adapter rather than a model."""
-    return os.path.isfile(os.path.join(path, "adapter_config.json"))
 
 
 def adapter_base(path: str) -> tuple[str, str | None]:
@@ -120,6 +118,7 @@ def merge(model: PeftModel, what: str) -> PreTrainedModel:
     _untie_adapted_embeddings(base)
     merged = model.merge_and_unload()
     if before is None:
+        log.info(f"{what}: merged without a check, as the model does not run where its weights are")
         return merged
     after = _probe(merged)
     if after is None:

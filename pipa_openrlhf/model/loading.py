@@ -152,16 +152,10 @@ def load_causal_lm(
         revision: of a model of the hub; None: its newest.
 
     Raises:
-        UserError: there is no model at ``path``, its adapter does not fit, or is to be merged into what is not whole.
+        UserError: there is no model at ``path``, or its adapter does not fit.
     """
     refuse_hub_adapter(path, revision)
     if is_adapter(path):
-        for is_set, flag in ((load_in_4bit, "load_in_4bit"), (use_liger_kernel, "use_liger_kernel")):
-            if is_set:
-                raise UserError(
-                    f"--ds.{flag} cannot be used with the adapter {path}, which is merged into its base: save the "
-                    "merged model (docs/adapters.md) and start from that"
-                )
         # Merging needs whole weights, so the base is loaded unpartitioned even under ZeRO-3.
         base_path, base_revision = adapter_base(path)
         base = load_causal_lm(

@@ -82,11 +82,11 @@ def batch_sums(
         sums["right_F"] = _masked_sum(likelihood, right)
         # The F of a wrong token is the one its loss sees, which never exceeds 1.
         sums["wrong_F"] = _masked_sum(likelihood.clamp(max=1), wrong)
-    if objective.log_F is not None and objective.token_loss is not None:
-        weights = token_weights(batch.mask, objective.reduction, counts) * batch.weight[:, None]
-        pull = _pull(objective.token_loss, log_f, u, batch) * weights.double()
-        sums["right_pull"], sums["wrong_pull"] = _masked_sum(pull, right), _masked_sum(pull, wrong)
-        sums["squared_pull"] = _masked_sum(pull.square(), mask)
+        if objective.token_loss is not None:
+            weights = token_weights(batch.mask, objective.reduction, counts) * batch.weight[:, None]
+            pull = _pull(objective.token_loss, log_f, u, batch) * weights.double()
+            sums["right_pull"], sums["wrong_pull"] = _masked_sum(pull, right), _masked_sum(pull, wrong)
+            sums["squared_pull"] = _masked_sum(pull.square(), mask)
     return torch.stack([sums[name] for name in SUMS])
 
 
@@ -125,12 +125,12 @@ def means(objective: Objective, totals: torch.Tensor, z0: torch.Tensor) -> dict[
         result["pipa/F_chosen"] = mean("right_F", "right_tokens")
         result["pipa/F_rejected"] = mean("wrong_F", "wrong_tokens")
         result["pipa/clip_fraction"] = mean("clipped_tokens", "wrong_tokens")
-    if objective.log_F is not None and objective.token_loss is not None:
-        pull = total["right_pull"] + total["wrong_pull"]
-        result["pipa/gradient_rejected"] = total["wrong_pull"] / pull if pull else None
-        # Without a weight of 0 for some, N equal pulls give 1 and a single one 1 / N.
-        spread = total["squared_pull"] * labelled_tokens
-        result["pipa/gradient_spread"] = pull**2 / spread if spread else None
+        if objective.token_loss is not None:
+            pull = total["right_pull"] + total["wrong_pull"]
+            result["pipa/gradient_rejected"] = total["wrong_pull"] / pull if pull else None
+            # Without a weight of 0 for some, N equal pulls give 1 and a single one 1 / N.
+            spread = total["squared_pull"] * labelled_tokens
+            result["pipa/gradient_spread"] = pull**2 / spread if spread else None
     return result
 
 

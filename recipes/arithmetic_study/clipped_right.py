@@ -3,6 +3,8 @@
 The paper clips wrong tokens alone; a right token whose F is no probability any more still pulls as hard as any other.
 """
 
+from dataclasses import replace
+
 import torch
 
 from pipa_openrlhf.config import RunConfig
@@ -18,5 +20,4 @@ def make_objective(config: RunConfig) -> Objective:
         # The loss of a wrong token is never below 0, that of a right one where F > 1.
         return pipa_m_token_loss(log_f, log_p, u, label, clip_eps).clamp(min=0)
 
-    objective = pipa_m(clip_eps)
-    return Objective(**{**vars(objective), "name": "PIPA-M, right tokens clipped", "token_loss": token_loss})
+    return replace(pipa_m(clip_eps), name="PIPA-M, right tokens clipped", token_loss=token_loss)

@@ -212,24 +212,29 @@ def training(row: Row, rate: float, seed: int, sizes: Sizes) -> Stage:
     if row.module == "train_sft":
         # About half of the answers are right: as many steps as the others take.
         flags["train.max_epochs"] = 2 * sizes.epochs
-    stage = _train(run_name(row, rate, seed), row.module, "{sft}", f"{{{data}}}", sizes, rate, flags)
-    return replace(stage, needs=("sft", data, *(name.replace("SEED", str(seed)) for name in row.needs)))
+    needs = tuple(name.replace("SEED", str(seed)) for name in row.needs)
+    return _from_sft(run_name(row, rate, seed), row.module, data, sizes, rate, flags, needs)
 
 
 def prior(kept: str, seed: int, rate: float, sizes: Sizes) -> Stage:
     """The prior of the (T) rows: SFT on all or on the negative answers, three epochs."""
     flags = {"data.keep": kept, "train.max_epochs": 3, "train.seed": seed}
-    data = f"answers_seed{seed}"
-    stage = _train(f"prior_{kept}_seed{seed}", "train_sft", "{sft}", f"{{{data}}}", sizes, rate, flags)
-    return replace(stage, needs=("sft", data))
+    return _from_sft(f"prior_{kept}_seed{seed}", "train_sft", f"answers_seed{seed}", sizes, rate, flags)
 
 
 def value_head(row: Row, seed: int, sizes: Sizes) -> Stage:
     """A value head for a PIPA row, trained on its answers before the policy moves."""
     data = row.data.replace("SEED", str(seed))
     flags = {**row.flags, "train.max_epochs": 3, "train.seed": seed, "value.lr": HEAD_RATE}
-    stage = _train(f"head_{row.name}_seed{seed}", row.module, "{sft}", f"{{{data}}}", sizes, 0.0, flags)
-    return replace(stage, needs=("sft", data))
+    return _from_sft(f"head_{row.name}_seed{seed}", row.module, data, sizes, 0.0, flags)
+
+
+def _from_sft(
+    name: str, module: str, data: str, sizes: Sizes, rate: float, more: dict[str, Any], needs: tuple[str, ...] = ()
+) -> Stage:
+    """A training from the model after SFT on the answers of the stage ``data``."""
+    stage = _train(name, module, "{sft}", f"{{{data}}}", sizes, rate, more)
+    return replace(stage, needs=("sft", data, *needs))
 
 
 def _of_seed(flags: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -126,29 +126,29 @@ def preparation(part: str, rows: list[Row], rates: dict[str, float], sizes: Size
             stages += [value_head(row, seed, sizes) for row in headline() if row.is_pipa]
         if part == "scaling":
             stages += sampling(str(MOST_ANSWERS), seed, MOST_ANSWERS, sizes)
-        if part == "checked":
-            stages.append(labelling(f"checked_seed{seed}", f"sampled_seed{seed}", seed, sizes, check_right=True))
-            continue
         changed = {row.data.removesuffix("_seedSEED") for row in rows} - {"answers"}
-        stages += [_changed(one, seed) for one in sorted(changed)]
+        stages += [_changed(one, seed, sizes) for one in sorted(changed)]
     return stages
 
 
-_CHANGES = {
-    "share": "share",
-    "of": "answers_per_problem",
-    "wrong": "wrong_labels",
-    "ratio": "right_per_wrong",
-    "equal": "right_per_wrong",
-    "threshold": "threshold",
+# The flag that gets a name's number, and switches.
+_CHANGES: dict[str, tuple[str, ...]] = {
+    "share": ("share",),
+    "of": ("answers_per_problem",),
+    "wrong": ("wrong_labels",),
+    "ratio": ("right_per_wrong",),
+    "equal": ("right_per_wrong", "equal_classes"),
+    "threshold": ("threshold",),
 }
 
 
-def _changed(name: str, seed: int) -> Stage:
-    """The answers of a seed, changed as ``name`` says."""
+def _changed(name: str, seed: int, sizes: Sizes) -> Stage:
+    """The answers of a seed, changed as ``name`` says, or labelled otherwise."""
+    if name == "checked":
+        return labelling(f"{name}_seed{seed}", f"sampled_seed{seed}", seed, sizes, check_right=True)
     kind = name.rstrip("-0123456789.")
     source = f"answers{MOST_ANSWERS if kind == 'of' else ''}_seed{seed}"
-    flags = {"answers": path(f"{{{source}}}"), "seed": seed, _CHANGES[kind]: name.removeprefix(kind)}
-    if kind == "equal":
-        flags["equal_classes"] = True
+    number, *switches = _CHANGES[kind]
+    flags = {"answers": path(f"{{{source}}}"), "seed": seed, number: name.removeprefix(kind)}
+    flags |= dict.fromkeys(switches, True)
     return Stage(f"{name}_seed{seed}", "recipes.arithmetic_study.change_answers", "output", flags, (source,), ".jsonl")

@@ -169,8 +169,7 @@ def test_q_is_twice_the_share_less_one_and_goes_on_where_it_was_killed(annotate,
     assert annotate(**random)[0] == 0
 
 
-def test_two_workers_of_ray_share_the_beginnings(annotate, rollout_flags, tmp_path):
-    """The rows are those of one process."""
+def test_two_workers_of_ray_write_the_rows_of_one_process(annotate, rollout_flags, tmp_path):
     random = {**rollout_flags, "rollout.temperature": 1.5, "rollout.batch_size": 3}
     assert annotate(**random)[0] == 0
     words = flags({**random, "annotate.input": tmp_path / "answers.jsonl", "annotate.output": tmp_path / "ray.jsonl"})

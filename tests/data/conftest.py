@@ -1,12 +1,18 @@
 """Small tokenizers made on the spot, the data flags at their defaults, and files to read."""
 
 import json
+import os
+import threading
+from dataclasses import replace
+from multiprocessing import Pipe
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipa_openrlhf.config import DataConfig, RunConfig
+from pipa_openrlhf.config import DataConfig, RunConfig, TrainConfig
+from pipa_openrlhf.data import prepare, workers
+from pipa_openrlhf.data.dataset import load_samples
 from pipa_openrlhf.data.layouts import choose_reading
 from pipa_openrlhf.data.record import Record
 
@@ -106,3 +112,49 @@ def write_rows(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Forty rows are many: they are kept, and read by several processes."""
+    monkeypatch.setattr(prepare, "FEW_ROWS", 5)
+    monkeypatch.setattr(prepare, "ROWS_OF_ONE_PROCESS", 20)
+    monkeypatch.setattr(prepare, "_CHUNK", 7)
+
+
+@pytest.fixture
+def load(small, make_args, tokenizers, tmp_path, log_lines):
+    def load(path, tokenizer=None, seed=42, probs=None, cache="cache", **flags):
+        log_lines.clear()
+        defaults = {
+            "cache_dir": str(tmp_path / cache),
+            "max_len": 20,
+            "num_proc": 1,
+            "annotation": "step",
+            "prefixes": "false",
+        }
+        config = replace(make_args(**{**defaults, **flags}), train=TrainConfig(seed=seed))
+        return load_samples(config, tokenizer or tokenizers["bytes"], dataset=path, probs=probs)
+
+    load.lines = log_lines
+    return load
+
+
+class WorkerThread:
+    """A worker as a thread: what it is sent and replies goes through a pipe as ever, and nothing has to start."""
+
+    def __init__(self, function, environment):
+        assert function == "pipa_openrlhf.data.workers.work"
+        self.connection, theirs = Pipe()
+        threading.Thread(target=workers.work, args=[os.dup(theirs.fileno())], daemon=True).start()
+        theirs.close()
+
+    receive = workers._Worker.receive
+
+    def end(self):
+        self.connection.close()
+
+
+@pytest.fixture
+def worker_threads(monkeypatch):
+    monkeypatch.setattr(workers, "_Worker", WorkerThread)

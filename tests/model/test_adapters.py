@@ -8,6 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import make_model, make_tokenizer, save_adapter, train
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from pipa_openrlhf import config
+from pipa_openrlhf.cli.flags import parse
 from pipa_openrlhf.errors import UserError
 from pipa_openrlhf.model import adapters
 from pipa_openrlhf.model.loading import load_causal_lm
@@ -156,8 +158,17 @@ def test_a_base_that_was_moved_is_named(tmp_path):
         load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa")
 
 
-@pytest.mark.parametrize("flag", ["load_in_4bit", "use_liger_kernel"])
-def test_what_a_merged_adapter_cannot_have_is_refused(base_folder, tmp_path, flag):
-    save_adapter(base_folder, tmp_path / "adapter", 1)
-    with pytest.raises(UserError, match=f"^--ds.{flag} cannot be used with the adapter .*adapter, which is merged"):
-        load_causal_lm(str(tmp_path / "adapter"), torch.float32, "sdpa", **{flag: True})
+@pytest.mark.parametrize("name", ["load_in_4bit", "use_liger_kernel"])
+@pytest.mark.parametrize("place", ["model", "prior"])
+def test_what_a_merged_adapter_cannot_have_is_refused_before_anything_is_read(
+    base_folder, tmp_path, monkeypatch, name, place
+):
+    monkeypatch.setattr(config, "need_package", lambda flag, package: None)
+    adapter = str(tmp_path / "adapter")
+    save_adapter(base_folder, adapter, 1)
+    names = {"model": str(base_folder), "prior": str(base_folder), place: adapter}
+    words = ["--model.model_name_or_path", names["model"], "--prior.model_name_or_path", names["prior"]]
+    words += ["--data.dataset", "unread.jsonl", "--ds.lora.rank", "2", "--ds.zero_stage", "2"]
+    parse("train_pipa", words).check()
+    with pytest.raises(UserError, match=f"^--ds.{name} cannot be used with the adapter {adapter}, which is merged"):
+        parse("train_pipa", [*words, f"--ds.{name}"]).check()

@@ -133,6 +133,32 @@ def test_every_command_of_a_part_is_one_that_its_parser_takes(part):
     assert len({stage.argv(paths)[3:] and tuple(stage.argv(paths)[2:]) for stage in trained}) == len(trained)
 
 
+CHANGED = {
+    ("scaling", "of4_seed1"): {"answers": "w/answers16_seed1.jsonl", "answers_per_problem": "4"},
+    ("scaling", "share0.25_seed0"): {"answers": "w/answers_seed0.jsonl", "share": "0.25"},
+    ("noise", "wrong0.1_seed0"): {"answers": "w/answers_seed0.jsonl", "wrong_labels": "0.1"},
+    ("imbalance", "ratio8_seed0"): {"answers": "w/answers_seed0.jsonl", "right_per_wrong": "8"},
+    ("imbalance", "equal8_seed0"): {"answers": "w/answers_seed0.jsonl", "right_per_wrong": "8", "equal_classes": True},
+    ("threshold", "threshold-0.5_seed0"): {"answers": "w/answers_seed0.jsonl", "threshold": "-0.5"},
+    ("checked", "checked_seed1"): {"answers": "w/sampled_seed1.jsonl", "check_right": True},
+}
+
+
+@pytest.mark.parametrize("part, name", CHANGED)
+def test_answers_of_a_part_are_changed_as_their_name_says(part, name):
+    sizes = design.Sizes(seeds=2)
+    rows = parts.PARTS[part]()
+    stages = design.preparation(sizes) + parts.preparation(part, rows, {}, sizes)
+    paths = {stage.name: f"w/{stage.name}{stage.output_file}" for stage in stages}
+    words = next(stage for stage in stages if stage.name == name).argv(paths)
+    assert words[:2] == ["--output", f"w/{name}.jsonl"]
+    found = {}
+    for word, value in zip(words[2:], [*words[3:], "--"]):
+        if word.startswith("--"):
+            found[word[2:]] = True if value.startswith("--") else value
+    assert {key: value for key, value in found.items() if key not in ("seed", "problems")} == CHANGED[part, name]
+
+
 @pytest.mark.parametrize(
     "tried, best, beyond",
     [

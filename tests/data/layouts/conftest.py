@@ -20,3 +20,14 @@ def sample_rows():
         return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
     return rows
+
+
+@pytest.fixture
+def read(read_records):
+    """Layout and what training sees of each record: steps, step labels, answer label, whether it ends."""
+
+    def read(row: dict, **flags):
+        name, records = read_records([row], **flags)
+        return name, [(one.steps, one.step_labels, one.answer_label, one.complete) for one in records]
+
+    return read
